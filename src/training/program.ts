@@ -28,6 +28,11 @@ export interface MicroBatch {
   cuSeqlens: Int32Array // [documents + 1]
   /** Dataset rows of the documents, for error messages and randomness. */
   documents?: number[]
+  /**
+   * Scoring only: explicit targets instead of `labels`. `logps[i]` is then that of token `labels[i]` after position
+   * `rows[i]`; rows ascend and may repeat, so that several answers are compared behind one prompt.
+   */
+  targets?: { rows: Int32Array; labels: Int32Array } // [M] each
 }
 
 export interface AccumulateOptions {

@@ -1,0 +1,109 @@
+// Dead code, common subexpressions, and the fusion of an op with its own gradient.
+import type { Graph, Node, Value } from '../graph.js'
+
+/** Everything the graph promises to compute. */
+function roots(graph: Graph): Value[] {
+  return [...graph.outputs.values(), ...graph.updates.values()]
+}
+
+/** Rewrites inputs by `replaced`; nodes are copied only where something changes. */
+function substitute(graph: Graph, nodes: readonly Node[], replaced: ReadonlyMap<Value, Value>): Node[] {
+  const final = (x: Value): Value => {
+    let at = x
+    for (let next = replaced.get(at); next; next = replaced.get(at)) at = next
+    return at
+  }
+  for (const [name, value] of graph.outputs) graph.outputs.set(name, final(value))
+  for (const [name, value] of graph.updates) graph.updates.set(name, final(value))
+  return nodes.map((node) => {
+    if (!node.inputs.some((x) => x && replaced.has(x))) return node
+    const rewritten = node as { inputs: readonly (Value | null)[] }
+    rewritten.inputs = node.inputs.map((x) => x && final(x))
+    return node
+  })
+}
+
+/** Drops nodes whose outputs nothing needs. */
+export function removeDeadCode(graph: Graph): void {
+  const live = new Set<Value>(roots(graph))
+  graph.nodes = [...graph.nodes].reverse().filter((node) => {
+    if (!node.outputs.some((y) => live.has(y))) return false
+    for (const x of node.inputs) if (x) live.add(x)
+    return true
+  }).reverse()
+}
+
+/** Computes equal expressions of one place once. Values in different segments are left apart: sharing them would cross. */
+export function shareSubexpressions(graph: Graph): void {
+  const seen = new Map<string, Node>()
+  const replaced = new Map<Value, Value>()
+  const kept: Node[] = []
+  for (const node of graph.nodes) {
+    substitute(graph, [node], replaced)
+    if (node.op.mutates) {
+      kept.push(node)
+      continue
+    }
+    const key = JSON.stringify([
+      node.op.domain, node.op.opType, node.place, node.inputs.map((x) => x?.id ?? null), node.attributes,
+    ])
+    const twin = seen.get(key)
+    if (twin) for (const [i, y] of node.outputs.entries()) replaced.set(y, twin.outputs[i]!)
+    else {
+      seen.set(key, node)
+      kept.push(node)
+    }
+  }
+  graph.nodes = substitute(graph, kept, replaced)
+}
+
+/**
+ * Where an op says that it can be computed together with its gradient, and the incoming gradient does not depend on
+ * its results, replaces both nodes by one.
+ */
+export function fuseWithGradients(graph: Graph): void {
+  for (const forward of [...graph.nodes]) {
+    const rule = forward.op.fusedWithGradient
+    if (!rule) continue
+    const backwards = graph.nodes.filter(
+      (n) => n.op.opType === rule.gradientOp && n.inputs.some((x) => x && x === forward.outputs[2]),
+    )
+    const backward = backwards.length === 1 ? backwards[0]! : null
+    const pair = backward && rule.fuse(forward, backward)
+    if (!backward || !pair) continue
+    const known = upstream(pair.inputs)
+    if (known.has(forward)) continue
+    const outputs = graph.at(forward.place, () => graph.apply(pair.op, pair.inputs, pair.attributes))
+    const fused = graph.nodes.pop()!
+    const replaced = new Map<Value, Value>()
+    for (const [i, at] of pair.forwardOutputs.entries()) replaced.set(forward.outputs[i]!, outputs[at]!)
+    for (const [i, at] of pair.backwardOutputs.entries()) replaced.set(backward.outputs[i]!, outputs[at]!)
+    const rest = graph.nodes.filter((n) => n !== forward && n !== backward)
+    const position = graph.nodes.filter((n) => n !== backward).indexOf(forward)
+    const before = rest.slice(0, position)
+    const moved = rest.slice(position).filter((n) => known.has(n))
+    const after = rest.slice(position).filter((n) => !known.has(n))
+    graph.nodes = substitute(graph, [...before, ...moved, fused, ...after], replaced)
+  }
+}
+
+/** All nodes that the values depend on. */
+function upstream(values: readonly (Value | null)[]): Set<Node> {
+  const found = new Set<Node>()
+  const visit = (value: Value | null) => {
+    const node = value?.producer
+    if (!node || found.has(node)) return
+    found.add(node)
+    node.inputs.forEach(visit)
+  }
+  values.forEach(visit)
+  return found
+}
+
+export function simplify(graph: Graph): void {
+  removeDeadCode(graph)
+  fuseWithGradients(graph)
+  shareSubexpressions(graph)
+  removeDeadCode(graph)
+}
+

@@ -95,8 +95,9 @@ export class Graph {
       throw new Error(`${op.opType} has no standard lowering; it can only run with our kernels`)
     const types = op.infer(inputs, attributes)
     const node = { id: this.nextId++, op, inputs, attributes, outputs: [] as Value[], place: this.place }
-    types.forEach((type, index) => {
-      node.outputs.push({ graph: this, id: this.nextId++, ...type, producer: node, index, leaf: null })
+    // A shape rule may return one of its inputs: only its type counts.
+    types.forEach(({ dtype, shape }, index) => {
+      node.outputs.push({ graph: this, id: this.nextId++, dtype, shape, producer: node, index, leaf: null })
     })
     this.nodes.push(node)
     return node.outputs

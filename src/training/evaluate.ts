@@ -112,8 +112,8 @@ function choiceDocuments({ prompt, choices }: ChoiceRow, row: number): ChoiceDoc
   for (const [choice, tokens] of choices.entries()) {
     const read = Array.from(tokens).slice(0, -1)
     const key = read.join(' ')
-    let document = documents.get(key)
-    if (!document) documents.set(key, (document = { ids: [...Array.from(prompt), ...read], targets: [], row }))
+    const document = documents.get(key) ?? { ids: [...Array.from(prompt), ...read], targets: [], row }
+    documents.set(key, document)
     for (let i = 0; i < tokens.length; i++) {
       document.targets.push({ position: prompt.length - 1 + i, token: tokens[i]!, choice })
     }

@@ -27,6 +27,7 @@ export interface EvaluationPlan {
   everySteps: number
   atStart: boolean
   atEnd: boolean
+  /** May reject with the signal's reason when that aborts; the evaluation is then repeated after a resume. */
   run(step: number): Promise<{ loss: number; metrics: Record<string, number> }>
   /** What `best` means: `loss`, or a key of `metrics`. */
   metric: string
@@ -119,8 +120,16 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
     return evaluation!.greaterIsBetter ? value > read(best) + minDelta : value < read(best) - minDelta
   }
 
-  const evaluate = async (): Promise<boolean> => {
-    const { loss, metrics } = await evaluation!.run(state.step)
+  /** → whether it was the best so far; undefined when an abort cut it short. */
+  const evaluate = async (): Promise<boolean | undefined> => {
+    let measured: Awaited<ReturnType<EvaluationPlan['run']>>
+    try {
+      measured = await evaluation!.run(state.step)
+    } catch (error) {
+      if (signal?.aborted) return undefined
+      throw error
+    }
+    const { loss, metrics } = measured
     if (!Number.isFinite(loss)) {
       emit({ type: 'warning', message: `step ${state.step}: the held-out loss is not finite` })
     }
@@ -148,7 +157,10 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
     evaluation?.earlyStopping !== undefined && state.evaluation.stale >= evaluation.earlyStopping.patience
 
   const finish = async (reason: OfflineLoopResult['reason']): Promise<OfflineLoopResult> => {
-    if (reason !== 'interrupted' && evaluation?.atEnd && state.evaluation.last?.step !== state.step) await evaluate()
+    if (reason !== 'interrupted' && evaluation?.atEnd && state.evaluation.last?.step !== state.step) {
+      if ((await evaluate()) === undefined) reason = 'interrupted'
+      else savedStep = -1 // what this evaluation found belongs into the checkpoint
+    }
     await save()
     const sorted = [...rates].sort((a, b) => a - b)
     return {
@@ -163,11 +175,11 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
 
   if (shouldEvaluate(state.step)) {
     // At step 0, or where an interruption came between a step and its evaluation
-    if (await evaluate()) {
-      if (state.step > 0 && checkpoint?.onBest) {
-        savedStep = -1
-        await save()
-      }
+    const isBest = await evaluate()
+    if (isBest === undefined) return finish('interrupted')
+    if (isBest && state.step > 0 && checkpoint?.onBest) {
+      savedStep = -1
+      await save()
     }
   }
   while (state.step < totalSteps) {
@@ -225,6 +237,7 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
 
     if (signal?.aborted && step < totalSteps) return finish('interrupted')
     const isBest = shouldEvaluate(step) ? await evaluate() : false
+    if (isBest === undefined) return finish('interrupted')
     if (
       (checkpoint && checkpoint.everySteps > 0 && step % checkpoint.everySteps === 0) ||
       (isBest && checkpoint?.onBest)

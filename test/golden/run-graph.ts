@@ -41,7 +41,11 @@ function pack(dtype: DType, values: readonly number[]) {
 
 /** → output name → values. */
 export async function runGraph({ inputs, dims = {}, target, runtime, build }: Run): Promise<Record<string, number[]>> {
-  const graph = new Graph({ kernels: target === 'kernels', floatType: target === 'lowered' ? 'f64' : 'f32', strict: true })
+  const graph = new Graph({
+    kernels: target === 'kernels',
+    floatType: target === 'lowered' ? 'f64' : 'f32',
+    strict: true,
+  })
   build(graph)
   const compiled = compile(graph, { cut: 'none', dims, recompute: 'none' })
   const step = compiled.steps[0]!
@@ -54,7 +58,10 @@ export async function runGraph({ inputs, dims = {}, target, runtime, build }: Ru
   }
 
   if (target === 'lowered') {
-    const session = await ort.InferenceSession.create(model.bytes, { graphOptimizationLevel: 'disabled', logSeverityLevel: 3 })
+    const session = await ort.InferenceSession.create(model.bytes, {
+      graphOptimizationLevel: 'disabled',
+      logSeverityLevel: 3,
+    })
     const feeds: Record<string, ort.Tensor> = {}
     for (const [key, { place, dtype, shape }] of Object.entries(step.inputs)) {
       if (place.kind !== 'leaf') continue

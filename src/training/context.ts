@@ -1,0 +1,77 @@
+// What a stage is given: the resolved recipe, its folder, and what opens base, data and the compiled step.
+// The parts come from other rooms; a stage only joins them.
+import type { Document, ChoiceRow } from './evaluate.js'
+import type { EndReason, EvaluationResult, TrainingEvent } from './events.js'
+import type { StepLoader } from './loop.js'
+import type { TrainProgram } from './program.js'
+
+export interface RunContext {
+  /** Absent while only planning. */
+  readonly runDir: string | undefined
+  readonly recipe: ResolvedRecipe
+  readonly resume: { fallback: boolean } | undefined
+  readonly signal: AbortSignal | undefined
+  emit(event: TrainingEvent): void
+  /** Opens base, data and program; stages close the result. */
+  prepare(options: PrepareOptions): Promise<PreparedRun>
+}
+
+/** The recipe after validation: names and plain data, what `recipe.json` of a run directory holds. */
+export interface ResolvedRecipe {
+  readonly name: string
+  readonly base: unknown
+  readonly adapter: unknown
+  readonly data: unknown
+  readonly stage: { readonly type: string; readonly [key: string]: unknown }
+  readonly runtime?: unknown
+}
+
+export interface PrepareOptions {
+  maxLength: number
+  packing: boolean
+  shuffle: boolean
+  microBatchSize: number
+  gradientAccumulationSteps: number
+  epochs: number
+  maxSteps: number | undefined
+  seed: number
+  startAdapter: string | undefined
+  precision: 'fast' | 'strict'
+  recompute: 'auto' | 'all' | 'none'
+  memoryBudgetMb: number | undefined
+  maxEvaluationRows: number | undefined
+  signal?: AbortSignal
+}
+
+export interface PreparedRun {
+  readonly program: TrainProgram
+  readonly loader: StepLoader
+  readonly totalSteps: number
+  /** Tokens of the largest micro-batch: buffers are made for it, evaluation stays below it. */
+  readonly maxTokens: number
+  readonly heldOut: { readonly documents: Document[]; readonly choices: ChoiceRow[] }
+  readonly base: string
+  readonly device: string
+  readonly isa: string
+  readonly versions: Record<string, string>
+  /** Hashes of what the run depends on: base, data, tokenizer. */
+  readonly hashes: Record<string, string>
+  exportAdapter(folder: string): void | Promise<void>
+  measureCeiling?(): Promise<number>
+  /** Continuation of a prompt, for the samples panel. */
+  generate?(prompt: string, options: { maxNewTokens: number; adapter: boolean }): Promise<string>
+  close(): void | Promise<void>
+}
+
+export interface StageOutcome {
+  reason: EndReason
+  step: number
+  totalSteps: number
+  trainLoss: number | undefined
+  before: EvaluationResult | undefined
+  after: EvaluationResult | undefined
+  best: EvaluationResult | undefined
+  adapter: string | undefined
+  trainSeconds: number
+  tokensPerSecond: number
+}

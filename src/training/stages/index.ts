@@ -1,0 +1,10 @@
+// The stages that a recipe can name; recipe schema, types and help derive from this map.
+import { z } from 'zod'
+import { sft } from './sft.js'
+
+export const stages = { sft } as const
+export type StageName = keyof typeof stages
+
+/** The `stage` of a recipe, by its `type`. */
+export const stageSchema = z.discriminatedUnion('type', [sft.schema])
+export type StageOptions = z.output<typeof stageSchema>

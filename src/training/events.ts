@@ -19,6 +19,8 @@ export interface RunStartEvent {
   totalSteps: number
   /** Step that a resumed run continues after; 0 for a new one. */
   startStep: number
+  /** Step of the last evaluation that a resumed run knows of. */
+  evaluatedStep?: number
   base: string
   device: string
 }

@@ -177,7 +177,7 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
     // At step 0, or where an interruption came between a step and its evaluation
     const isBest = await evaluate()
     if (isBest === undefined) return finish('interrupted')
-    if (isBest && state.step > 0 && checkpoint?.onBest) {
+    if (isBest && checkpoint?.onBest) {
       savedStep = -1
       await save()
     }

@@ -1,6 +1,6 @@
 // `metrics.jsonl` of a run directory: one line per step, evaluation and notable event, written as it happens.
 // A resumed run continues the file after the step that it resumes from.
-import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { closeSync, constants, existsSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
 import type { Listener, TrainingEvent } from './events.js'
 
 type Line = Record<string, unknown>
@@ -29,20 +29,19 @@ const lines: { [T in TrainingEvent['type']]: (event: Extract<TrainingEvent, { ty
   runEnd: ({ reason, step }) => ({ reason, step }),
 }
 
-/** Length of the part that belongs to steps up to `lastStep`: a torn line or a later step ends it. */
-function keptBytes(path: string, lastStep: number): number {
+/** Length of the whole lines up to the first that satisfies `isAfter`. */
+function keptBytes(path: string, isAfter: (line: Line) => boolean): number {
+  if (!existsSync(path)) return 0
   const content = readFileSync(path)
   let kept = 0
   while (kept < content.length) {
     const end = content.indexOf(10, kept)
     if (end < 0) break
-    let line: Line
     try {
-      line = JSON.parse(content.toString('utf8', kept, end))
+      if (isAfter(JSON.parse(content.toString('utf8', kept, end)))) break
     } catch {
-      break
+      break // torn by a kill
     }
-    if (typeof line.step === 'number' && line.step > lastStep) break
     kept = end + 1
   }
   return kept
@@ -53,24 +52,46 @@ export interface MetricsLog {
   close(): void
 }
 
-/** Opens the log; `resumeStep` cuts what a previous process wrote about later steps. */
-export function openMetricsLog(path: string, resumeStep?: number): MetricsLog {
-  const keep = resumeStep !== undefined && existsSync(path) ? keptBytes(path, resumeStep) : 0
-  const file = openSync(path, keep > 0 ? 'r+' : 'w')
-  ftruncateSync(file, keep)
-  let position = keep
+/**
+ * Opens the log. `runStart` says after which step the run continues: what an earlier process wrote about later ones is
+ * cut there, since they are done again.
+ */
+export function openMetricsLog(path: string): MetricsLog {
+  const file = openSync(path, constants.O_RDWR | constants.O_CREAT)
+  let position: number | undefined
+  const waiting: string[] = []
   let isOpen = true
+  // One write per line: a killed process tears at most the last one
+  const write = (text: string) => {
+    position! += writeSync(file, text, position)
+  }
+  const start = (isAfter: (line: Line) => boolean) => {
+    position = keptBytes(path, isAfter)
+    ftruncateSync(file, position)
+    for (const text of waiting.splice(0)) write(text)
+  }
   return {
     listener(event) {
       if (!isOpen) return
       const line = (lines[event.type] as (event: TrainingEvent) => Line | null)(event)
       if (line === null) return
+      if (event.type === 'runStart' && position === undefined) {
+        const { startStep, evaluatedStep = -1 } = event
+        // A run without a checkpoint does everything again
+        const isNew = startStep === 0 && evaluatedStep < 0
+        start(({ type, step }) => {
+          if (typeof step !== 'number') return false
+          return isNew || step > (type === 'evaluation' ? evaluatedStep : startStep)
+        })
+      }
       const text = `${JSON.stringify({ type: event.type, time: new Date().toISOString(), ...line })}\n`
-      // One write per line: a killed process tears at most the last one
-      position += writeSync(file, text, position)
+      if (position === undefined) waiting.push(text)
+      else write(text)
     },
     close() {
-      if (isOpen) closeSync(file)
+      if (!isOpen) return
+      if (position === undefined) start(() => false)
+      closeSync(file)
       isOpen = false
     },
   }

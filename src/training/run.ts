@@ -6,7 +6,6 @@ import type { PreparedRun, PrepareOptions, ResolvedRecipe, RunContext } from './
 import { EventStream, type Listener, type RunResult, type TrainingEvent } from './events.js'
 import { openMetricsLog } from './metrics-log.js'
 import type { PlanReport } from './plan.js'
-import { listCheckpoints } from './checkpoint.js'
 import { hashRecipe, openRunDirectory, writeJson } from './run-directory.js'
 import type { StageDefinition } from './stages/stage.js'
 import { stages } from './stages/index.js'
@@ -45,11 +44,6 @@ function stageOf(recipe: ResolvedRecipe): StageDefinition {
 /** 2026-01-31T12-05-59: sorts by time and is a file name everywhere. */
 const timeName = () => new Date().toISOString().slice(0, 19).replaceAll(':', '-')
 
-/** Highest step that a line of the log may have after a resume. */
-function resumeStep(checkpoints: string): number {
-  return listCheckpoints(checkpoints).at(-1)?.step ?? 0
-}
-
 /** Starts a run with the given way of preparing base, data and program. */
 export function startRun(recipe: ResolvedRecipe, prepare: Prepare, options: RunOptions = {}): Run {
   const stage = stageOf(recipe)
@@ -60,7 +54,7 @@ export function startRun(recipe: ResolvedRecipe, prepare: Prepare, options: RunO
 
   const work = async (): Promise<RunResult> => {
     const directory = openRunDirectory({ path: runDir, recipe, isResume: options.resume ?? false })
-    const log = openMetricsLog(directory.metrics, options.resume ? resumeStep(directory.checkpoints) : undefined)
+    const log = openMetricsLog(directory.metrics)
     stream.listen(log.listener)
     try {
       const outcome = await stage.run(

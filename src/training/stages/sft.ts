@@ -145,6 +145,7 @@ async function run(context: RunContext, options: SftOptions): Promise<StageOutco
       recipe: context.recipe.name,
       totalSteps,
       startStep: checkpoint?.state.step ?? 0,
+      evaluatedStep: checkpoint?.state.evaluation.last?.step,
       base: prepared.base,
       device: prepared.device,
     })

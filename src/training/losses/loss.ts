@@ -1,16 +1,11 @@
-// What a token loss declares (stop 8).
+// What a token loss declares (stop 8): a graph of the log-probabilities. The compiler differentiates it, and where the
+// incoming gradient turns out not to depend on them, computes the logits once for loss and gradient.
+import type { Value } from '../../compiler/graph.js'
 
 export interface TokenLoss {
   readonly summary: string
-  /**
-   * d loss / d logp is known before the forward pass (it does not depend on the log-probabilities), so that the
-   * head may compute logits once for loss and gradient.
-   */
-  readonly isLinear: boolean
-  /** Loss from the log-probabilities of M labelled rows and their weights. */
-  value(logps: ArrayLike<number>, weights: ArrayLike<number>): number
-  /** d value / d logps → [M]. */
-  dLogps(logps: ArrayLike<number>, weights: ArrayLike<number>): Float32Array
+  /** logps [M] of the labelled rows and their weights [M] -> scalar. */
+  build(logps: Value, weights: Value): Value
 }
 
 export const defineLoss = (loss: TokenLoss): TokenLoss => loss

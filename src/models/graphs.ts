@@ -1,0 +1,67 @@
+// The graphs that a model is used through without training: log-probabilities of given tokens, and logits of given rows.
+import { Graph, type GraphOptions, type Value } from '../compiler/graph.js'
+import { cast } from '../compiler/ops/elementwise.js'
+import { linearLogProb } from '../compiler/ops/linear-log-prob.js'
+import { quantLinear } from '../compiler/ops/quant-linear.js'
+import { gather } from '../compiler/ops/shape.js'
+import { adapterNorms } from './adapter-slot.js'
+import type { Architecture } from './architecture.js'
+import { ModelContext, type TraceOptions } from './context.js'
+import { weightLeaf } from '../compiler/ops/weight.js'
+
+/** Leaves and outputs of the head, beside those of a batch; M rows have a label. */
+export const headLeaves = { labels: 'labels', lossRows: 'lossRows', rows: 'rows' } as const
+
+/** How numbers are held: `strict` is fp32 throughout, `fast` stores activations in bf16 where kernels run. */
+export type Precision = 'fast' | 'strict'
+
+/** Graph options of a runtime at a precision. */
+export function graphOptions(hasKernels: boolean, precision: Precision): GraphOptions {
+  return hasKernels && precision === 'fast'
+    ? { kernels: true, activationType: 'bf16', strict: false }
+    : { kernels: hasKernels, activationType: 'f32', strict: true }
+}
+
+/** Log-probability and entropy of every labelled row: f32 [M] each. */
+export function headLogProbs(ctx: ModelContext, hidden: Value): { logps: Value; entropy: Value } {
+  const g = ctx.graph
+  return g.in('head', () => {
+    const labels = g.leaf(headLeaves.labels, 'input', 'i32', ['M'])
+    const lossRows = g.leaf(headLeaves.lossRows, 'input', 'i32', ['M'])
+    return linearLogProb(hidden, ctx.head(), labels, lossRows)
+  })
+}
+
+/** Outputs `logps` [M] and `entropy` [M]. */
+export function scoreGraph(architecture: Architecture, graph: GraphOptions, trace: TraceOptions): Graph {
+  const g = new Graph(graph)
+  const ctx = new ModelContext(g, trace)
+  const { logps, entropy } = headLogProbs(ctx, architecture.build(ctx))
+  g.output('logps', logps)
+  g.output('entropy', entropy)
+  return g
+}
+
+/** Output `logits` f32 [R, V] of the rows named by the leaf `rows` i32 [R]. */
+export function logitsGraph(architecture: Architecture, graph: GraphOptions, trace: TraceOptions): Graph {
+  const g = new Graph(graph)
+  const ctx = new ModelContext(g, trace)
+  const hidden = architecture.build(ctx)
+  const rows = g.leaf(headLeaves.rows, 'input', 'i32', ['R'])
+  g.output('logits', g.in('head', () => quantLinear(gather(hidden, cast(rows, 'i64')), ctx.head(), { out: 'f32' })))
+  return g
+}
+
+/** Output `norms.<path>` f32 [out] for every linear whose adapter has a magnitude (DoRA). */
+export function normsGraph(graph: GraphOptions, trace: TraceOptions): Graph {
+  const g = new Graph(graph)
+  for (const adapter of trace.adapter?.linears.values() ?? []) {
+    if (adapter.magnitudeOffset === undefined) continue
+    const stored = trace.formats.get(`${adapter.path}.weight`)
+    if (!stored) throw new Error(`the base has no matrix ${adapter.path}.weight`)
+    const [outFeatures, inFeatures] = stored.shape as [number, number]
+    const weight = weightLeaf(g, `${adapter.path}.weight`, stored.format, stored.block, outFeatures, inFeatures)
+    g.in(adapter.path, () => g.output(`norms.${adapter.path}`, adapterNorms(g, weight, adapter)))
+  }
+  return g
+}

@@ -1,0 +1,285 @@
+// The compiled training step over the runtime: one base, one adapter, one loss (stops 8 to 11).
+import { compile, type Compiled } from '../compiler/compile.js'
+import type { RecomputePolicy } from '../compiler/passes/recompute.js'
+import { gradientLeafName } from '../compiler/autodiff.js'
+import { adamWHyper } from '../compiler/ops/adamw.js'
+import { type AdapterShape, adapterLeafName, type LinearAdapter, normsLeafName } from '../models/adapter-slot.js'
+import { batchLeaves, type TraceOptions } from '../models/context.js'
+import { graphOptions, headLeaves, normsGraph, type Precision, scoreGraph } from '../models/graphs.js'
+import type { LoadedBase } from '../models/loaded-base.js'
+import { type BoundProgram, bindProgram, type LeafMemory } from '../runtime/bind.js'
+import type { DeviceBuffer } from '../runtime/types.js'
+import { losses, type LossName } from './losses/index.js'
+import type {
+  AccumulateOptions,
+  AccumulateResult,
+  AdapterLayout,
+  MicroBatch,
+  ScoreResult,
+  TrainProgram,
+  UpdateHyper,
+} from './program.js'
+import { trainGraph, updateGraph } from './step-graph.js'
+
+export interface TrainProgramOptions {
+  readonly base: LoadedBase
+  readonly layout: AdapterLayout
+  readonly adapter: AdapterShape
+  readonly loss?: LossName
+  /** The most tokens of a micro-batch. */
+  readonly maxTokens: number
+  /** The most labelled rows of a micro-batch. Default: maxTokens. */
+  readonly maxLossRows?: number
+  /** The most documents of a micro-batch. Default: maxTokens. */
+  readonly maxDocuments?: number
+  readonly precision?: Precision
+  readonly recompute?: RecomputePolicy
+  /** For the values kept between forward and backward. */
+  readonly memoryBudgetBytes?: number
+  /** Keys dropout. */
+  readonly seed?: number
+}
+
+const FLOAT_BYTES = 4
+
+/** Compiles, binds, and gives the adapter its initial memory (zeros: the caller fills `params`). */
+export async function openTrainProgram(options: TrainProgramOptions): Promise<TrainProgram> {
+  const { base, layout, adapter } = options
+  const { runtime } = base
+  const graph = graphOptions(runtime.info.kernels, options.precision ?? 'fast')
+  const dims = {
+    N: options.maxTokens,
+    M: options.maxLossRows ?? options.maxTokens,
+    S: (options.maxDocuments ?? options.maxTokens) + 1,
+  }
+  const trace: TraceOptions = { config: base.config, formats: base.formats, adapter }
+  const compiled = compile(trainGraph(base.architecture, graph, trace, losses[options.loss ?? 'crossEntropy']), {
+    dims,
+    recompute: options.recompute ?? 'auto',
+    memoryBudgetBytes: options.memoryBudgetBytes,
+  })
+  const flat = Array.from({ length: 4 }, () => runtime.allocate(layout.length * FLOAT_BYTES))
+  const [params, grads, adamM, adamV] = flat as [DeviceBuffer, DeviceBuffer, DeviceBuffer, DeviceBuffer]
+  const state: Record<string, DeviceBuffer> = { params, grads, adamM, adamV }
+  const workspace = runtime.allocate(Math.max(64, compiled.workspaceBytes))
+
+  const memory = new Map<string, LeafMemory>()
+  for (const linear of adapter.linears.values()) {
+    const byteOffset = linear.offset * FLOAT_BYTES
+    memory.set(adapterLeafName(linear.path), { buffer: params, byteOffset })
+    memory.set(gradientLeafName(adapterLeafName(linear.path)), { buffer: grads, byteOffset })
+  }
+  const leaf = (name: string) => memory.get(name) ?? base.leaf(name)
+
+  let norms: BoundProgram | null = null
+  if ([...adapter.linears.values()].some((l) => l.magnitudeOffset !== undefined)) {
+    norms = await bindProgram(runtime, compile(normsGraph(graph, trace), { dims, cut: 'blocks' }), { leaf })
+    for (const linear of adapter.linears.values())
+      if (linear.magnitudeOffset !== undefined)
+        memory.set(normsLeafName(linear.path), { buffer: norms.memoryOf(normsLeafName(linear.path)), byteOffset: 0 })
+  }
+  const train = await bindProgram(runtime, compiled, { leaf, workspace })
+  const update = await bindProgram(runtime, compile(updateGraph(graph, layout.length), { cut: 'none', dims: {} }), {
+    leaf: (name) => (state[name] ? { buffer: state[name], byteOffset: 0 } : null),
+  })
+  update.i64('groups').set([0n, BigInt(layout.length)])
+  return new CompiledTrainProgram(options, dims, compiled, { train, update, norms }, state, workspace, leaf)
+}
+
+interface Programs {
+  readonly train: BoundProgram
+  readonly update: BoundProgram
+  readonly norms: BoundProgram | null
+}
+
+class CompiledTrainProgram implements TrainProgram {
+  readonly layout: AdapterLayout
+  readonly params: Float32Array
+  readonly grads: Float32Array
+  readonly adamM: Float32Array
+  readonly adamV: Float32Array
+  readonly plannedBytes: number
+  private readonly options: TrainProgramOptions
+  private readonly dims: { N: number; M: number; S: number }
+  private readonly compiled: Compiled
+  private readonly programs: Programs
+  private readonly buffers: DeviceBuffer[]
+  private readonly workspace: DeviceBuffer
+  private readonly leaf: (name: string) => LeafMemory | null
+  private readonly scorers = new Map<boolean, Promise<BoundProgram>>()
+  private normsAreStale = true
+
+  constructor(
+    options: TrainProgramOptions,
+    dims: { N: number; M: number; S: number },
+    compiled: Compiled,
+    programs: Programs,
+    state: Record<string, DeviceBuffer>,
+    workspace: DeviceBuffer,
+    leaf: (name: string) => LeafMemory | null,
+  ) {
+    this.options = options
+    this.dims = dims
+    this.compiled = compiled
+    this.programs = programs
+    this.workspace = workspace
+    this.leaf = leaf
+    this.layout = options.layout
+    const view = (name: string) => {
+      const { bytes } = state[name]!
+      return new Float32Array(bytes.buffer as ArrayBuffer, bytes.byteOffset, options.layout.length)
+    }
+    this.params = view('params')
+    this.grads = view('grads')
+    this.adamM = view('adamM')
+    this.adamV = view('adamV')
+    this.buffers = [...Object.values(state), workspace]
+    this.plannedBytes =
+      options.base.mappedBytes +
+      this.buffers.reduce((n, b) => n + b.byteLength, 0) +
+      programs.train.ownedBytes +
+      programs.update.ownedBytes +
+      (programs.norms?.ownedBytes ?? 0) +
+      compiled.intermediateBytes
+  }
+
+  async accumulate(batch: MicroBatch, options: AccumulateOptions): Promise<AccumulateResult> {
+    const { train } = this.programs
+    if (options.first) this.grads.fill(0)
+    await this.refreshNorms()
+    const { rows, labels } = targetsOf(batch)
+    this.fill(train, batch, rows, labels)
+    train.f32('lossWeights').fill(options.lossScale, 0, rows.length)
+    if (train.has(batchLeaves.rowKeys)) this.fillRandomness(train, batch, options.rngStep)
+    await train.run({ dims: dimsOf(batch, rows), signal: options.signal })
+    const entropies = train.f32('entropy').subarray(0, rows.length)
+    return {
+      lossSum: train.f32('loss')[0]!,
+      nllSum: train.f32('nll')[0]!,
+      tokens: rows.length,
+      logps: train.f32('logps').slice(0, rows.length),
+      entropySum: entropies.reduce((a, b) => a + b, 0),
+    }
+  }
+
+  async update(hyper: UpdateHyper): Promise<{ gradNorm: number }> {
+    const { update } = this.programs
+    const values = update.f32('hyper')
+    values[adamWHyper.learningRate] = hyper.learningRate
+    values[adamWHyper.beta1] = hyper.beta1
+    values[adamWHyper.beta2] = hyper.beta2
+    values[adamWHyper.epsilon] = hyper.epsilon
+    values[adamWHyper.biasCorrection1] = 1 - hyper.beta1 ** hyper.step
+    values[adamWHyper.biasCorrection2] = 1 - hyper.beta2 ** hyper.step
+    values[adamWHyper.maxGradNorm] = hyper.maxGradNorm
+    update.f32('groupHyper').set([1, hyper.weightDecay])
+    await update.run({})
+    this.normsAreStale = true
+    return { gradNorm: update.f32('gradNorm')[0]! }
+  }
+
+  async score(batch: MicroBatch, options: { adapter?: boolean } = {}): Promise<ScoreResult> {
+    const withAdapter = options.adapter ?? true
+    if (withAdapter) {
+      this.normsAreStale = true
+      await this.refreshNorms()
+    }
+    const scorer = await this.scorer(withAdapter)
+    const { rows, labels } = targetsOf(batch)
+    this.fill(scorer, batch, rows, labels)
+    await scorer.run({ dims: dimsOf(batch, rows) })
+    const logps = scorer.f32('logps').slice(0, rows.length)
+    return { logps, nllSum: -logps.reduce((a, b) => a + b, 0), tokens: rows.length }
+  }
+
+  flopsPerToken(tokens: number): number {
+    return trainingFlopsPerToken(this.options.base, [...this.options.adapter.linears.values()], tokens)
+  }
+
+  close(): void {
+    this.programs.train.close()
+    this.programs.update.close()
+    this.programs.norms?.close()
+    for (const scorer of this.scorers.values()) void scorer.then((s) => s.close())
+    for (const buffer of this.buffers) buffer.free()
+  }
+
+  private scorer(withAdapter: boolean): Promise<BoundProgram> {
+    let scorer = this.scorers.get(withAdapter)
+    if (!scorer) {
+      const { base, adapter } = this.options
+      const graph = scoreGraph(
+        base.architecture,
+        graphOptions(base.runtime.info.kernels, this.options.precision ?? 'fast'),
+        {
+          config: base.config,
+          formats: base.formats,
+          adapter: withAdapter ? adapter : null,
+        },
+      )
+      const compiled = compile(graph, { dims: this.dims })
+      // The forward needs less than the training step, whose workspace is free in between.
+      const shared = compiled.workspaceBytes <= this.workspace.byteLength ? { workspace: this.workspace } : {}
+      scorer = bindProgram(base.runtime, compiled, { leaf: this.leaf, ...shared })
+      this.scorers.set(withAdapter, scorer)
+    }
+    return scorer
+  }
+
+  /** DoRA's norms are constant during a step; they follow the parameters between steps. */
+  private async refreshNorms(): Promise<void> {
+    if (!this.programs.norms || !this.normsAreStale) return
+    await this.programs.norms.run({})
+    this.normsAreStale = false
+  }
+
+  private fill(program: BoundProgram, batch: MicroBatch, rows: Int32Array, labels: Int32Array): void {
+    const n = batch.inputIds.length
+    if (n > this.dims.N) throw new Error(`a micro-batch of ${n} tokens; the step was compiled for ${this.dims.N}`)
+    if (rows.length > this.dims.M)
+      throw new Error(`${rows.length} targets in a micro-batch; compiled for ${this.dims.M}`)
+    if (batch.cuSeqlens.length > this.dims.S)
+      throw new Error(`${batch.cuSeqlens.length - 1} documents in a micro-batch; compiled for ${this.dims.S - 1}`)
+    if (rows.length === 0) throw new Error('a micro-batch without a target token; nothing can be learned from it')
+    program.i32(batchLeaves.inputIds).set(batch.inputIds)
+    program.i32(batchLeaves.positionIds).set(batch.positionIds)
+    program.i32(batchLeaves.cuSeqlens).set(batch.cuSeqlens)
+    program.i32(headLeaves.labels).set(labels)
+    program.i32(headLeaves.lossRows).set(rows)
+  }
+
+  private fillRandomness(program: BoundProgram, batch: MicroBatch, step: number): void {
+    const keys = program.i64(batchLeaves.rowKeys)
+    for (let d = 0; d + 1 < batch.cuSeqlens.length; d++) {
+      const document = BigInt(batch.documents?.[d] ?? d) << 32n
+      for (let i = batch.cuSeqlens[d]!; i < batch.cuSeqlens[d + 1]!; i++)
+        keys[i] = document | BigInt(batch.positionIds[i]!)
+    }
+    program.i64(batchLeaves.seed)[0] = (BigInt(this.options.seed ?? 0) << 32n) | BigInt(step)
+  }
+}
+
+/** The rows that have a target, and their targets. */
+function targetsOf(batch: MicroBatch): { rows: Int32Array; labels: Int32Array } {
+  if (batch.targets) return batch.targets
+  const rows: number[] = []
+  batch.labels.forEach((label, i) => {
+    if (label >= 0) rows.push(i)
+  })
+  return { rows: Int32Array.from(rows), labels: Int32Array.from(rows, (i) => batch.labels[i]!) }
+}
+
+function dimsOf(batch: MicroBatch, rows: Int32Array): { N: number; M: number; S: number } {
+  return { N: batch.inputIds.length, M: rows.length, S: batch.cuSeqlens.length }
+}
+
+/** Multiply-adds counted twice of one training step over one document, by token: recomputation does not count. */
+export function trainingFlopsPerToken(base: LoadedBase, linears: readonly LinearAdapter[], tokens: number): number {
+  const { config } = base
+  const matrices = base.architecture.linears(config).reduce((n, l) => n + l.inFeatures * l.outFeatures, 0)
+  const head = config.vocabSize * config.hiddenSize
+  const attention = tokens * config.numAttentionHeads * config.headDim * config.numHiddenLayers // causal half of 2·2·T·H·Dh
+  const sizes = new Map(base.architecture.linears(config).map((l) => [l.path, l.inFeatures + l.outFeatures]))
+  const adapter = linears.reduce((n, l) => n + l.rank * (sizes.get(l.path) ?? 0), 0)
+  return 2 * (2 * (matrices + head)) + 3 * 2 * attention + 3 * 2 * adapter
+}

@@ -1,0 +1,130 @@
+// One row of the case tables: how an op is called, on which data, and what it is differentiated by.
+import type { DType, Graph, Shape, Value } from '../../src/compiler/graph.js'
+import { type Weight, type WeightFormat, weightLeaf, weightTensors } from '../../src/compiler/ops/weight.js'
+import type { Tensor } from './oracle.js'
+
+export interface OpCase {
+  /** The op's type; every op with a kernel must have at least one case. */
+  readonly op: string
+  readonly name: string
+  /** Sizes of symbolic dimensions. */
+  readonly dims: Readonly<Record<string, number>>
+  /** Calls the op through its typed function. */
+  build(c: CaseBuilder): Record<string, Value>
+  /** Leaves to differentiate by; gradients flow in through every output named here. */
+  readonly wrt?: readonly string[]
+  readonly through?: readonly string[]
+  /** Allowed error in fp32, of the largest entry. Default 2e-6. */
+  readonly tolerance?: number
+  /** Allowed error with bf16 activations, of the largest entry. Default 2e-2. */
+  readonly fastTolerance?: number
+}
+
+/** A small deterministic generator (mulberry32). */
+export function randomSource(seed: number): () => number {
+  let a = seed >>> 0
+  return () => {
+    a = (a + 0x6d2b79f5) >>> 0
+    let t = Math.imul(a ^ (a >>> 15), 1 | a)
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296
+  }
+}
+
+/** bf16 of a number, as a number. */
+export function roundToBf16(x: number): number {
+  const bits = new Uint32Array(new Float32Array([x]).buffer)[0]!
+  const rounded = (bits + 0x7fff + ((bits >>> 16) & 1)) & 0xffff0000
+  return new Float32Array(new Uint32Array([rounded >>> 0]).buffer)[0]!
+}
+
+/** Declares leaves for a graph and remembers the data that feeds them; the same seed gives the same data. */
+export class CaseBuilder {
+  readonly graph: Graph
+  readonly feeds: Record<string, Tensor> = {}
+  private readonly dims: Readonly<Record<string, number>>
+  private readonly random: () => number
+  /** Real inputs hold bf16 values, so that storing them narrow loses nothing. */
+  private readonly isNarrow: boolean
+
+  constructor(graph: Graph, dims: Readonly<Record<string, number>>, options: { seed: number; isNarrow: boolean }) {
+    this.graph = graph
+    this.dims = dims
+    this.random = randomSource(options.seed)
+    this.isNarrow = options.isNarrow
+  }
+
+  private size(shape: Shape): number[] {
+    return shape.map((d) => (typeof d === 'string' ? this.dims[d]! : d))
+  }
+
+  private normal(): number {
+    return Math.sqrt(-2 * Math.log(1 - this.random())) * Math.cos(2 * Math.PI * this.random())
+  }
+
+  private data(shape: Shape, make: () => number): { shape: number[]; data: number[] } {
+    const sizes = this.size(shape)
+    const n = sizes.reduce((a, b) => a * b, 1)
+    return { shape: sizes, data: Array.from({ length: n }, make) }
+  }
+
+  /** An activation: bf16 in the fast mode, else f32; f64 for the oracle. */
+  activation(name: string, shape: Shape, spread = 1): Value {
+    const { data, shape: sizes } = this.data(shape, () => {
+      const x = Math.fround(this.normal() * spread)
+      return this.isNarrow ? roundToBf16(x) : x
+    })
+    const dtype = this.graph.kernels ? this.graph.activationType : this.graph.floatType
+    this.feeds[name] = { dtype, shape: sizes, data }
+    return this.graph.leaf(name, 'input', dtype, shape)
+  }
+
+  /** A real input that is f32 in every mode. */
+  real(name: string, shape: Shape, spread = 1, centre = 0, role: 'input' | 'parameter' | 'state' = 'input'): Value {
+    const { data, shape: sizes } = this.data(shape, () => Math.fround(centre + this.normal() * spread))
+    this.feeds[name] = { dtype: this.graph.floatType, shape: sizes, data }
+    return this.graph.leaf(name, role, this.graph.floatType, shape)
+  }
+
+  given(name: string, dtype: DType, shape: Shape, data: readonly number[], role: 'input' | 'parameter' | 'state' = 'input'): Value {
+    const type = dtype === 'f32' ? this.graph.floatType : dtype
+    this.feeds[name] = { dtype: type, shape: this.size(shape), data }
+    return this.graph.leaf(name, role, type, shape)
+  }
+
+  /** Random codes with scales and offsets of a usual size. */
+  weight(name: string, format: WeightFormat, block: number, outFeatures: number, inFeatures: number): Weight {
+    for (const t of weightTensors(format, block, outFeatures, inFeatures)) {
+      const make = (): number => {
+        if (t.dtype === 'u8') return Math.floor(this.random() * 256)
+        if (t.dtype === 'i8') return Math.floor(this.random() * 255) - 127
+        if (t.suffix === '.scales') return toHalf(0.005 + 0.01 * this.random())
+        if (t.suffix === '.offsets') return toHalf(-0.06 - 0.04 * this.random())
+        if (t.suffix === '.nestedAbsmax') return Math.fround(0.02 + 0.02 * this.random())
+        if (t.suffix === '.nestedOffset') return Math.fround(0.07)
+        const x = Math.fround(this.normal() * 0.05)
+        return t.dtype === 'bf16' ? toBf16Bits(x) : x
+      }
+      const { data, shape } = this.data(t.shape, make)
+      this.feeds[name + t.suffix] = { dtype: t.dtype, shape, data }
+    }
+    return weightLeaf(this.graph, name, format, block, outFeatures, inFeatures)
+  }
+
+  integer(below: number): number {
+    return Math.floor(this.random() * below)
+  }
+}
+
+function toBf16Bits(x: number): number {
+  return new Uint32Array(new Float32Array([roundToBf16(x)]).buffer)[0]! >>> 16
+}
+
+/** IEEE half bits of a number in the normal range. */
+export function toHalf(x: number): number {
+  const bits = new Uint32Array(new Float32Array([x]).buffer)[0]!
+  const sign = (bits >>> 16) & 0x8000
+  const exponent = ((bits >>> 23) & 255) - 127 + 15
+  const rounded = ((exponent << 10) | ((bits >>> 13) & 0x3ff)) + ((bits >>> 12) & 1)
+  return sign | rounded
+}

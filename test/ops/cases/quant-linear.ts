@@ -1,0 +1,66 @@
+import { quantLinear, rowNorms } from '../../../src/compiler/ops/quant-linear.js'
+import type { WeightFormat } from '../../../src/compiler/ops/weight.js'
+import type { OpCase } from '../case.js'
+
+
+/** K, Nout, rank: odd row counts and sizes off every tile. */
+const sizes = [
+  { n: 5, k: 64, out: 96, rank: 4 },
+  { n: 33, k: 192, out: 72, rank: 8 },
+  { n: 130, k: 576, out: 192, rank: 16 },
+]
+
+const formats: [WeightFormat, number][] = [
+  ['int4', 32], ['int4', 64], ['int4sym', 32], ['int4sym', 64], ['int8', 32], ['nf4', 64], ['f32', 32], ['bf16', 32],
+]
+
+function linear(format: WeightFormat, block: number, { n, k, out, rank }: (typeof sizes)[number], extra: 'plain' | 'adapter' | 'all'): OpCase {
+  const bOffset = Math.ceil((rank * k) / 16) * 16
+  const hasAdapter = extra !== 'plain'
+  return {
+    op: 'QuantLinear',
+    name: `${format} block ${block}, ${n}×${k}×${out}, ${extra}`,
+    dims: { N: n },
+    wrt: ['x', ...(hasAdapter ? ['adapter'] : []), ...(extra === 'all' ? ['residual'] : [])],
+    through: ['y'],
+    build(c) {
+      const x = c.activation('x', ['N', k])
+      const weight = c.weight('w', format, block, out, k)
+      const slot = hasAdapter
+        ? { slice: c.real('adapter', [bOffset + out * rank], 0.1, 0, 'parameter'), rank, scaling: 2, bOffset }
+        : null
+      const bias = extra === 'all' ? c.real('bias', [out]) : null
+      const residual = extra === 'all' ? c.real('residual', ['N', out]) : null
+      return { y: quantLinear(x, weight, { slot, bias, residual }) }
+    },
+    tolerance: 5e-6,
+  }
+}
+
+export const quantLinearCases: OpCase[] = [
+  ...formats.flatMap(([format, block]) => sizes.map((size) => linear(format, block, size, 'adapter'))),
+  linear('int4', 32, sizes[1]!, 'plain'),
+  linear('int4', 32, sizes[1]!, 'all'),
+  linear('int4', 32, { n: 1, k: 64, out: 64, rank: 1 }, 'adapter'),
+  {
+    op: 'QuantLinear',
+    name: 'rows that leave the adapter out',
+    dims: { N: 9 },
+    build(c) {
+      const rowSlot = c.given('rowSlot', 'i32', ['N'], Array.from({ length: 9 }, (_, i) => (i % 3 ? 0 : -1)))
+      const slot = { slice: c.real('adapter', [4 * 64 + 96 * 4], 0.1, 0, 'parameter'), rank: 4, scaling: 2, bOffset: 256 }
+      return { y: quantLinear(c.activation('x', ['N', 64]), c.weight('w', 'int4', 32, 96, 64), { slot, rowSlot }) }
+    },
+    tolerance: 5e-6,
+  },
+]
+
+export const rowNormCases: OpCase[] = formats.map(([format, block]) => ({
+  op: 'QuantLinearRowNorms',
+  name: `${format} block ${block}`,
+  dims: {},
+  build(c) {
+    const slot = { slice: c.real('adapter', [8 * 192 + 72 * 8], 0.1, 0, 'parameter'), rank: 8, scaling: 0.5, bOffset: 8 * 192 }
+    return { norms: rowNorms(c.weight('w', format, block, 72, 192), slot) }
+  },
+}))

@@ -51,13 +51,13 @@ ESPALIER_INLINE float floatOf(uint32_t u) {
 ESPALIER_INLINE float toFloat(float x) { return x; }
 ESPALIER_INLINE float toFloat(bf16 x) { return floatOf(static_cast<uint32_t>(x.bits) << 16); }
 /// Round to nearest even; a NaN stays a NaN.
-ESPALIER_INLINE bf16 toBf16(float x) {
+ESPALIER_INLINE bf16 narrow(float x) {
   const uint32_t u = bitsOf(x);
   if ((u & 0x7fffffff) > 0x7f800000) return {static_cast<uint16_t>((u >> 16) | 0x40)};
   return {static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
 }
 ESPALIER_INLINE void put(float* p, float x) { *p = x; }
-ESPALIER_INLINE void put(bf16* p, float x) { *p = toBf16(x); }
+ESPALIER_INLINE void put(bf16* p, float x) { *p = narrow(x); }
 /// IEEE half to float, exact, subnormals included.
 ESPALIER_INLINE float halfToFloat(uint16_t h) {
 #if defined(__F16C__)

@@ -1,0 +1,102 @@
+// QuantLinear: y = x W^T + bias + residual + scaling B (A x), W frozen in any storage format, adapters as slots.
+// QuantLinearGrad: its gradient by x and by the adapter. QuantLinearRowNorms: row norms of W + scaling B A (DoRA).
+// Method: rows are packed once (gemm.h), weight panels are dequantized in cache and shared by all rows
+// (panel_product.h), and the adapter widens k: [x | s t] [W | B]^T with t = x A^T, and for the gradient
+// [dY | s u] [W ; A] with u = dY B. Accumulation in fp32; operands in bf16 on the fast path where the processor has bf16
+// dot products, else (and with strict = 1) in fp32. LoRA: arXiv 2106.09685; QLoRA: arXiv 2305.14314.
+#include "quant_linear.h"
+
+namespace espalier {
+namespace {
+
+class QuantLinear : public Kernel {
+ public:
+  QuantLinear(const Attributes& attributes, DType activation) : options_(attributes, activation) {}
+  const char* run(Context& context) noexcept override {
+    LinearInputs in;
+    if (const char* problem = readLinear(context, options_, in)) return problem;
+    return options_.strict ? forward<Fp32>(context, in) : forward<Fast>(context, in);
+  }
+
+ private:
+  template <class A> const char* forward(Context& context, const LinearInputs& in) noexcept {
+    return in.x.dtype == DType::f32 ? runForward<A>(context, in, in.x.as<const float>(), in.adapterX.as<const float>())
+                                    : runForward<A>(context, in, in.x.as<const bf16>(), in.adapterX.as<const bf16>());
+  }
+  LinearOptions options_;
+};
+
+class QuantLinearGrad : public Kernel {
+ public:
+  QuantLinearGrad(const Attributes& attributes, DType activation) : options_(attributes, activation) {}
+  const char* run(Context& context) noexcept override {
+    LinearGradInputs in;
+    if (const char* problem = readLinearGrad(context, options_, in)) return problem;
+    return options_.strict ? byX<Fp32>(context, in) : byX<Fast>(context, in);
+  }
+
+ private:
+  template <class A> const char* byX(Context& context, const LinearGradInputs& in) noexcept {
+    return in.x.dtype == DType::f32 ? byDY<A>(context, in, in.x.as<const float>()) : byDY<A>(context, in, in.x.as<const bf16>());
+  }
+  template <class A, typename X> const char* byDY(Context& context, const LinearGradInputs& in, const X* x) noexcept {
+    return in.dY.dtype == DType::f32 ? runBackward<A>(context, in, x, in.dY.as<const float>())
+                                     : runBackward<A>(context, in, x, in.dY.as<const bf16>());
+  }
+  LinearOptions options_;
+};
+
+class QuantLinearRowNorms : public Kernel {
+ public:
+  QuantLinearRowNorms(const Attributes& attributes, DType activation) : options_(attributes, activation) {}
+  const char* run(Context& context) noexcept override {
+    Weights weights;
+    AdapterSlots slots;
+    Adapter adapter;
+    if (const char* problem = readWeights(context, 0, options_.format, options_.block, weights)) return problem;
+    if (const char* problem = readSlots(context.input(4), context.input(5), slots)) return problem;
+    if (const char* problem = readSlot(slots, 0, weights.rows, weights.columns, adapter)) return problem;
+    const Tensor norms = context.output(0, {weights.rows});
+    if (!norms) return nullptr;
+    const int64_t columns = weights.columns, span = 64 * ((columns + 63) / 64);
+    const int threads = std::max(1, context.threads());
+    auto* scratch = static_cast<float*>(context.scratch(static_cast<size_t>(span * threads) * 4));
+    if (!scratch) return "QuantLinearRowNorms: out of memory";
+    forDynamic(context, weights.rows, [&](int64_t worker, int64_t row) {
+      float* w = scratch + worker * span;
+      dequantizeRow(weights, row, 0, columns, w);
+      for (int64_t r = 0; r < adapter.rank; r++) {
+        const Vec factor = set1(adapter.scaling * adapter.b[row * adapter.rank + r]);
+        const float* a = adapter.a + r * columns;
+        for (int64_t k = 0; k < columns; k += kLanes)
+          storeUpTo(w + k, columns - k, fma(loadUpTo(a + k, columns - k), factor, loadUpTo(w + k, columns - k)));
+      }
+      double sum = 0;
+      for (int64_t k = 0; k < columns; k += 64) {
+        Vec part = zero();
+        for (int64_t j = k; j < std::min(columns, k + 64); j += kLanes) {
+          const Vec v = loadUpTo(w + j, columns - j);
+          part = fma(v, v, part);
+        }
+        sum += reduceAdd(part);
+      }
+      norms.as<float>()[row] = static_cast<float>(std::sqrt(sum));
+    });
+    return nullptr;
+  }
+
+ private:
+  LinearOptions options_;
+};
+
+template <class K> Kernel* make(const Attributes& attributes, DType activation) { return new K(attributes, activation); }
+
+const KernelDef kQuantLinearDefs[] = {
+    {"QuantLinear", 2, 12, 1, 1, {DType::none}, make<QuantLinear>},
+    {"QuantLinearGrad", 3, 11, 0, 3, {DType::none, DType::f32, DType::none}, make<QuantLinearGrad>},
+    {"QuantLinearRowNorms", 1, 6, 1, 1, {DType::f32}, make<QuantLinearRowNorms>},
+};
+ESPALIER_REGISTER(kQuantLinearDefs);
+
+}  // namespace
+}  // namespace espalier

@@ -1,0 +1,147 @@
+// The backward pass of QuantLinear (see quant_linear.cc). With t = scaling x A^T and u = scaling dY B:
+//   dX = dXin + dY W + u A (the last term goes to dAdapterX instead when the adapter had its own input)
+//   dA += u^T x, dB += dY^T t
+#pragma once
+#include "quant_linear.h"
+
+namespace espalier {
+
+/// One panel of columns of u^T z: g(r, column) += sum over rows of u[row, r] z[row, column].
+/// uPacked: [row steps][uWidth] as packDown leaves it. z: rows of `ld` elements, already at the panel's first column.
+template <class A, typename Z, typename Add>
+inline void multiplyGram(const uint32_t* uPacked, int64_t uWidth, int64_t rank, const Z* z, int64_t ld, int64_t rows, int64_t columns,
+                         float* scratch, Add&& add) {
+  const int nv = vectorsOf(columns);
+  const int64_t steps = stepsOf<A>(rows), width = static_cast<int64_t>(nv) * kLanes;
+  auto* panel = reinterpret_cast<uint32_t*>(scratch);
+  float* c = scratch + steps * kPanelColumns;
+  packDown<A>(z, ld, rows, columns, nv, panel);
+  for (int64_t r = 0; r < rank; r += kTileRows) {
+    const uint32_t* tile = uPacked + r;
+    if (nv == 1) multiplyTile<A, 1, 1>(tile, 0, uWidth, panel, steps, c, false);
+    else if (nv == 2) multiplyTile<A, 1, 2>(tile, 0, uWidth, panel, steps, c, false);
+    else if constexpr (kMaxVectors > 2) multiplyTile<A, 1, 3>(tile, 0, uWidth, panel, steps, c, false);
+    for (int64_t i = 0; i < kTileRows && r + i < rank; i++) add(r + i, c + i * width, columns);
+  }
+}
+
+template <class A, typename X, typename Y>
+const char* runBackward(Context& context, const LinearGradInputs& in, const X* x, const Y* dY) noexcept {
+  const Weights& weights = in.weights;
+  const Adapter& adapter = in.adapter;
+  const int64_t columns = weights.columns, out = weights.rows;
+  const bool wantsAdapterX = in.dAdapterX && adapter.rank > 0, wantsDX = static_cast<bool>(in.dX);
+  if (in.dAdapterX && !adapter.rank) memset(in.dAdapterX.data, 0, static_cast<size_t>(in.rows * columns) * (in.dAdapterX.dtype == DType::f32 ? 4 : 2));
+  const int64_t rank = in.gradient || wantsDX || wantsAdapterX ? adapter.rank : 0;
+  const bool wantsGradient = in.gradient && rank;
+  const X* adapterX = in.adapterX ? in.adapterX.as<const X>() : x;
+  const int64_t ySteps = stepsOf<A>(out), xSteps = stepsOf<A>(columns);
+  // u takes part in dX only when the adapter shares X; its packed form is kept for dAdapterX too.
+  const int64_t tail = rank ? stepsOf<A>(rank) : 0, mainTail = in.adapterX ? 0 : tail;
+  const int threads = std::max(1, context.threads());
+  constexpr int64_t kBlock = kMaxBlockRows / kGroupRows * kGroupRows;
+  const int64_t blockRows = std::min(in.rows, kBlock), groups = (blockRows + kGroupRows - 1) / kGroupRows;
+  const int64_t tileStride = (ySteps + mainTail) * kTileRows, otherStride = tail * kTileRows;
+  const int64_t rankWidth = roundUp(rank, std::max(kLanes, kTileRows)) , mSteps = stepsOf<A>(blockRows);
+  const ProductPlan largest(blockRows, columns, ySteps, mainTail, threads), smallest(in.rows % kBlock, columns, ySteps, mainTail, threads);
+  const ProductPlan other(blockRows, columns, 0, tail, threads), otherSmall(in.rows % kBlock, columns, 0, tail, threads);
+  const int64_t gramFloats = (mSteps + kTileRows) * kPanelColumns;
+  const int64_t workerFloats = roundUp(std::max({largest.workerFloats(), smallest.workerFloats(), other.workerFloats(),
+                                                 otherSmall.workerFloats(), gramFloats, xSteps * kGroupRows}), 16);
+  Carver carver;
+  const int64_t packedAt = carver.floats(groups * kTilesPerGroup * tileStride);
+  const int64_t otherAt = carver.floats(in.adapterX ? groups * kTilesPerGroup * otherStride : 0);
+  const int64_t aAt = carver.floats(rank ? ThinPanels::floats(rank, xSteps) : 0), bAt = carver.floats(rank ? ThinPanels::floats(rank, ySteps) : 0);
+  const int64_t tAt = carver.floats(groups * kGroupRows * rank), uAt = carver.floats(groups * kGroupRows * rank);
+  // Tiles of the last ranks read past rankWidth: kTileRows dwords of slack.
+  const int64_t tPackedAt = carver.floats(mSteps * rankWidth + kTileRows), uPackedAt = carver.floats(mSteps * rankWidth + kTileRows);
+  const int64_t workersAt = carver.floats(workerFloats * threads);
+  auto* scratch = static_cast<float*>(context.scratch(carver.bytes()));
+  if (!scratch) return "QuantLinearGrad: out of memory";
+  auto* packed = reinterpret_cast<uint32_t*>(scratch + packedAt);
+  auto* packedU = in.adapterX ? reinterpret_cast<uint32_t*>(scratch + otherAt) : packed + ySteps * kTileRows;
+  const int64_t uStride = in.adapterX ? otherStride : tileStride;
+  float *t = scratch + tAt, *u = scratch + uAt;
+  auto *tPacked = reinterpret_cast<uint32_t*>(scratch + tPackedAt), *uPacked = reinterpret_cast<uint32_t*>(scratch + uPackedAt);
+
+  ThinPanels a{reinterpret_cast<uint32_t*>(scratch + aAt), rank, xSteps}, b{reinterpret_cast<uint32_t*>(scratch + bAt), rank, ySteps};
+  for (int64_t p = 0; rank && p < a.panels(); p++) {
+    const int64_t r = p * kPanelColumns, count = a.columnsOf(p);
+    if (wantsGradient) packAlong<A>(adapter.a + r * columns, columns, columns, count, vectorsOf(count), a.panel(p));
+    packDown<A>(adapter.b + r, rank, out, count, vectorsOf(count), b.panel(p));
+  }
+  const auto packA = [&](int64_t k, int64_t count, int nv, uint32_t* to) { packDown<A>(adapter.a + k, columns, rank, count, nv, to); };
+
+  for (int64_t row0 = 0; row0 < in.rows; row0 += kBlock) {
+    const int64_t rows = std::min(kBlock, in.rows - row0);
+    forDynamic(context, (rows + kGroupRows - 1) / kGroupRows, [&](int64_t worker, int64_t g) {
+      const int64_t first = g * kGroupRows, row = row0 + first, present = std::min<int64_t>(kGroupRows, rows - first);
+      uint32_t* group = packed + g * kTilesPerGroup * tileStride;
+      packRows<A>(dY + row * out, out, present, out, group, tileStride);
+      if (!rank) return;
+      const auto scale = [&](int) { return adapter.scaling; };
+      multiplyThin<A>(group, tileStride, b, scale, u + first * rank, rank);
+      packRows<A>(u + first * rank, rank, present, rank, packedU + g * kTilesPerGroup * uStride, uStride);
+      if (!wantsGradient) return;
+      auto* own = reinterpret_cast<uint32_t*>(scratch + workersAt + worker * workerFloats);
+      packRows<A>(adapterX + row * columns, columns, present, columns, own, xSteps * kTileRows);
+      multiplyThin<A>(own, xSteps * kTileRows, a, scale, t + first * rank, rank);
+    });
+    const int64_t steps = stepsOf<A>(rows);
+    if (wantsGradient)
+      for (int64_t r = 0; r < rank; r += kLanes)
+        for (int64_t m = 0; m < steps; m++) {
+          const int64_t at = m * A::kPerStep, has = std::min<int64_t>(A::kPerStep, rows - at);
+          packDown<A>(t + at * rank + r, rank, has, std::min<int64_t>(kLanes, rank - r), 1, tPacked + m * rankWidth + r);
+          packDown<A>(u + at * rank + r, rank, has, std::min<int64_t>(kLanes, rank - r), 1, uPacked + m * rankWidth + r);
+        }
+    const ProductPlan plan(rows, columns, ySteps, mainTail, threads), otherPlan(rows, columns, 0, tail, threads);
+    const int64_t mainTasks = wantsDX ? plan.tasks() : 0, otherTasks = wantsAdapterX ? otherPlan.tasks() : 0;
+    const int64_t aTasks = wantsGradient ? panelsOf(columns) : 0, bTasks = wantsGradient ? panelsOf(out) : 0;
+    const auto finish = [&](const Tensor& to, const float* added) {
+      return [&, added](int64_t tileRow, int64_t count, int64_t k, int64_t width, int64_t stride, const float* c) {
+        for (int64_t i = 0; i < count; i++) {
+          const int64_t at = (row0 + tileRow + i) * columns + k;
+          finishRow(to, at, c + i * stride, nullptr, added ? added + at : nullptr, width);
+        }
+      };
+    };
+    forDynamic(context, mainTasks + otherTasks + aTasks + bTasks, [&](int64_t worker, int64_t task) {
+      float* own = scratch + workersAt + worker * workerFloats;
+      if (task < mainTasks) {
+        return runProductTask<A>(
+            plan, task, packed, own,
+            [&](int64_t k, int64_t count, int nv, int64_t step, int64_t length, bool last, uint32_t* to) {
+              const int64_t n = step * A::kPerStep;
+              packWeightsDown<A>(weights, k, count, nv, n, std::min(length * A::kPerStep, out - n), to);
+              if (last && mainTail) packA(k, count, nv, to + length * nv * kLanes);
+            },
+            finish(in.dX, in.dXin));
+      }
+      if ((task -= mainTasks) < otherTasks) {
+        return runProductTask<A>(
+            otherPlan, task, packedU, own,
+            [&](int64_t k, int64_t count, int nv, int64_t, int64_t, bool, uint32_t* to) { packA(k, count, nv, to); },
+            finish(in.dAdapterX, nullptr));
+      }
+      if ((task -= otherTasks) < aTasks) {
+        const int64_t k = task * kPanelColumns, count = std::min<int64_t>(kPanelColumns, columns - k);
+        return multiplyGram<A>(uPacked, rankWidth, rank, adapterX + row0 * columns + k, columns, rows, count, own,
+                               [&](int64_t r, const float* c, int64_t width) {
+                                 float* g = in.gradient + r * columns + k;  // dA [rank, K]
+                                 for (int64_t j = 0; j < width; j++) g[j] += c[j];
+                               });
+      }
+      task -= aTasks;
+      const int64_t n = task * kPanelColumns, count = std::min<int64_t>(kPanelColumns, out - n);
+      multiplyGram<A>(tPacked, rankWidth, rank, dY + row0 * out + n, out, rows, count, own,
+                      [&](int64_t r, const float* c, int64_t width) {
+                        float* g = in.gradient + in.bAt + n * rank + r;  // dB [out, rank]
+                        for (int64_t j = 0; j < width; j++) g[j * rank] += c[j];
+                      });
+    });
+  }
+  return nullptr;
+}
+
+}  // namespace espalier

@@ -1,0 +1,273 @@
+// See program.h.
+#include "program.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace espalier {
+namespace {
+
+size_t bytesOf(DType dtype) {
+  switch (dtype) {
+    case DType::u8: case DType::i8: case DType::boolean: return 1;
+    case DType::f16: case DType::bf16: return 2;
+    case DType::f32: case DType::i32: return 4;
+    case DType::i64: case DType::f64: return 8;
+    case DType::none: break;
+  }
+  return 0;
+}
+const char* nameOf(DType dtype) {
+  switch (dtype) {
+    case DType::u8: return "u8";
+    case DType::i8: return "i8";
+    case DType::boolean: return "bool";
+    case DType::f16: return "f16";
+    case DType::bf16: return "bf16";
+    case DType::f32: return "f32";
+    case DType::i32: return "i32";
+    case DType::i64: return "i64";
+    case DType::f64: return "f64";
+    case DType::none: break;
+  }
+  return "a type that bindings do not have";
+}
+std::string text(const std::vector<int64_t>& shape) {
+  std::string s = "[";
+  for (size_t i = 0; i < shape.size(); i++) {
+    if (i) s += ", ";
+    s += shape[i] < 0 ? "?" : std::to_string(shape[i]);
+  }
+  return s + "]";
+}
+std::string place(const std::string& step, const char* direction, const std::string& tensor) {
+  return "step \"" + step + "\", " + direction + " \"" + tensor + "\": ";
+}
+
+/// Checks a binding against the value that the model declares.
+void verify(const StepSpec& step, const char* direction, const BindingSpec& binding, const std::vector<ValueInfo>& values) {
+  const std::string where = place(step.name, direction, binding.tensor);
+  const auto found = std::find_if(values.begin(), values.end(), [&](const ValueInfo& v) { return v.name == binding.tensor; });
+  if (found == values.end()) throw std::runtime_error(where + "the model has no such " + direction);
+  const DType declared = static_cast<DType>(found->type);
+  if (declared != binding.dtype)
+    throw std::runtime_error(where + "bound as " + nameOf(binding.dtype) + ", but the model declares " + nameOf(declared));
+  // An op without shape inference leaves its outputs' shapes unknown, which reads as rank 0.
+  if (!found->dims.empty()) {
+    bool fits = found->dims.size() == binding.shape.size();
+    for (size_t i = 0; fits && i < binding.shape.size(); i++)
+      fits = found->dims[i] < 0 || binding.shape[i] < 0 || found->dims[i] == binding.shape[i];
+    if (!fits)
+      throw std::runtime_error(where + "bound with shape " + text(binding.shape) + ", but the model declares " + text(found->dims));
+  }
+  const size_t unit = bytesOf(binding.dtype);
+  if (unit == 0) throw std::runtime_error(where + "unknown type");
+  if (binding.byteOffset % unit != 0)
+    throw std::runtime_error(where + "byte offset " + std::to_string(binding.byteOffset) + " is not a multiple of the element size");
+  if (binding.memory->isReadOnly() && direction[0] == 'o')
+    throw std::runtime_error(where + "bound to a file that is mapped read-only");
+}
+
+// Scratch blocks that no run uses at the moment: programs that do not run at the same time share one.
+std::mutex scratchMutex;
+std::vector<std::unique_ptr<Scratch>>& idleScratch() {
+  static auto& list = *new std::vector<std::unique_ptr<Scratch>>;
+  return list;
+}
+std::unique_ptr<Scratch> takeScratch() {
+  std::lock_guard<std::mutex> lock(scratchMutex);
+  if (idleScratch().empty()) return std::make_unique<Scratch>();
+  auto scratch = std::move(idleScratch().back());
+  idleScratch().pop_back();
+  return scratch;
+}
+void returnScratch(std::unique_ptr<Scratch> scratch) {
+  std::lock_guard<std::mutex> lock(scratchMutex);
+  idleScratch().push_back(std::move(scratch));
+}
+
+}  // namespace
+
+size_t scratchBytes() {
+  std::lock_guard<std::mutex> lock(scratchMutex);
+  size_t bytes = 0;
+  for (const auto& scratch : idleScratch()) bytes += scratch->size();
+  return bytes;
+}
+void trimScratch() {
+  std::lock_guard<std::mutex> lock(scratchMutex);
+  idleScratch().clear();
+}
+
+RunControl::RunControl() { check(OnnxRuntime::get().api->CreateRunOptions(&options_)); }
+RunControl::~RunControl() { OnnxRuntime::get().api->ReleaseRunOptions(options_); }
+void RunControl::cancel() {
+  isCancelled_ = true;
+  check(OnnxRuntime::get().api->RunOptionsSetTerminate(options_));
+}
+
+Program::Program(const KernelLibrary& library, const std::vector<ModelBytes>& models, std::vector<std::string> dims,
+                 std::vector<StepSpec> steps, bool profiles)
+    : dims_(std::move(dims)), profiles_(profiles) {
+  for (size_t m = 0; m < models.size(); m++) {
+    try {
+      sessions_.push_back(std::make_unique<Session>(library, models[m].data, models[m].size));
+    } catch (const std::runtime_error& error) {
+      const auto user = std::find_if(steps.begin(), steps.end(), [&](const StepSpec& s) { return s.model == m; });
+      throw std::runtime_error("model " + std::to_string(m) + (user == steps.end() ? "" : " (step \"" + user->name + "\")") +
+                               ": " + error.what());
+    }
+  }
+  for (StepSpec& spec : steps) {
+    if (spec.model >= sessions_.size())
+      throw std::runtime_error("step \"" + spec.name + "\": there is no model " + std::to_string(spec.model));
+    const Session& session = *sessions_[spec.model];
+    for (const auto& binding : spec.inputs) verify(spec, "input", binding, session.inputs());
+    for (const auto& binding : spec.outputs) verify(spec, "output", binding, session.outputs());
+    for (const auto& value : session.inputs())
+      if (std::none_of(spec.inputs.begin(), spec.inputs.end(), [&](const BindingSpec& b) { return b.tensor == value.name; }))
+        throw std::runtime_error(place(spec.name, "input", value.name) + "not bound");
+    if (spec.outputs.empty()) throw std::runtime_error("step \"" + spec.name + "\": no output is bound");
+    Step step{spec.model, std::move(spec.name), {}, {}, {}, {}, {}, {}};
+    for (auto& binding : spec.inputs) step.inputs.push_back({std::move(binding), {}, nullptr});
+    for (auto& binding : spec.outputs) step.outputs.push_back({std::move(binding), {}, nullptr});
+    steps_.push_back(std::move(step));
+  }
+  for (Step& step : steps_) {  // at their final place: the names point into them
+    for (const auto& bound : step.inputs) step.inputNames.push_back(bound.spec.tensor.c_str());
+    for (const auto& bound : step.outputs) step.outputNames.push_back(bound.spec.tensor.c_str());
+    step.inputValues.resize(step.inputs.size());
+    step.outputValues.resize(step.outputs.size());
+  }
+}
+
+Program::~Program() {
+  const OrtApi* api = OnnxRuntime::get().api;
+  for (auto& step : steps_) {
+    for (auto& bound : step.inputs) api->ReleaseValue(bound.value);
+    for (auto& bound : step.outputs) api->ReleaseValue(bound.value);
+  }
+}
+
+void Program::bind(const Step& step, Bound& bound, const char* direction, const std::vector<int64_t>& dims) {
+  const BindingSpec& spec = bound.spec;
+  std::vector<int64_t> shape = spec.shape;
+  size_t bytes = bytesOf(spec.dtype);
+  for (auto& dim : shape) {
+    if (dim < 0) {
+      const size_t symbol = static_cast<size_t>(-1 - dim);
+      dim = dims[symbol];
+      if (dim < 0) throw std::runtime_error(place(step.name, direction, spec.tensor) + "dimension \"" + dims_[symbol] + "\" was not given");
+    }
+    if (__builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes))
+      throw std::runtime_error(place(step.name, direction, spec.tensor) + "shape " + text(shape) + " is too large");
+  }
+  if (bound.value && shape == bound.resolved) return;
+  const size_t size = spec.memory->size();
+  if (spec.byteOffset > size || bytes > size - spec.byteOffset)
+    throw std::runtime_error(place(step.name, direction, spec.tensor) + "shape " + text(shape) + " of " + nameOf(spec.dtype) +
+                             " needs " + std::to_string(bytes) + " bytes at offset " + std::to_string(spec.byteOffset) +
+                             ", but the buffer has " + std::to_string(size));
+  OnnxRuntime& ort = OnnxRuntime::get();
+  if (bound.value) ort.api->ReleaseValue(bound.value);
+  bound.value = nullptr;
+  check(ort.api->CreateTensorWithDataAsOrtValue(ort.cpuMemory, spec.memory->data() + spec.byteOffset, bytes, shape.data(),
+                                                shape.size(), static_cast<ONNXTensorElementDataType>(spec.dtype), &bound.value));
+  bound.resolved = std::move(shape);
+}
+
+void Program::runStep(Step& step, const std::vector<int64_t>& dims, RunControl& control) {
+  for (size_t i = 0; i < step.inputs.size(); i++) {
+    bind(step, step.inputs[i], "input", dims);
+    step.inputValues[i] = step.inputs[i].value;
+  }
+  for (size_t i = 0; i < step.outputs.size(); i++) {
+    bind(step, step.outputs[i], "output", dims);
+    step.outputValues[i] = step.outputs[i].value;
+  }
+  try {
+    check(OnnxRuntime::get().api->Run(sessions_[step.model]->get(), control.options(), step.inputNames.data(),
+                                      step.inputValues.data(), step.inputValues.size(), step.outputNames.data(),
+                                      step.outputValues.size(), step.outputValues.data()));
+  } catch (const std::runtime_error& error) {
+    if (control.isCancelled()) throw Cancelled();
+    throw std::runtime_error("step \"" + step.name + "\": " + error.what());
+  }
+}
+
+void Program::run(const std::vector<int64_t>& dims, size_t from, size_t to, RunControl& control, double* stepMs) {
+  std::vector<Memory*> held;
+  struct Release {
+    std::vector<Memory*>& held;
+    ~Release() {
+      for (Memory* memory : held) memory->release();
+    }
+  } release{held};
+  for (size_t s = from; s < to; s++) {
+    for (auto* list : {&steps_[s].inputs, &steps_[s].outputs}) {
+      for (auto& bound : *list) {
+        Memory* memory = bound.spec.memory.get();
+        if (std::find(held.rbegin(), held.rend(), memory) != held.rend()) continue;
+        if (!memory->acquire())
+          throw std::runtime_error(place(steps_[s].name, list == &steps_[s].inputs ? "input" : "output", bound.spec.tensor) +
+                                   "its buffer was freed");
+        held.push_back(memory);
+      }
+    }
+  }
+
+  struct Lease {
+    std::unique_ptr<Scratch> scratch = takeScratch();
+    ~Lease() { returnScratch(std::move(scratch)); }
+  } lease;
+  RunScope scope{lease.scratch.get(), &profileMutex_, profiles_ ? &profile_ : nullptr};
+  RunScopeGuard guard(scope);
+  auto before = std::chrono::steady_clock::now();
+  for (size_t s = from; s < to; s++) {
+    if (control.isCancelled()) throw Cancelled();
+    runStep(steps_[s], dims, control);
+    const auto now = std::chrono::steady_clock::now();
+    stepMs[s - from] = std::chrono::duration<double, std::milli>(now - before).count();
+    before = now;
+  }
+}
+
+std::map<std::string, OpTime> Program::profile() {
+  std::lock_guard<std::mutex> lock(profileMutex_);
+  return profile_;
+}
+
+Worker::~Worker() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ends_ = true;
+  }
+  wake_.notify_one();
+  if (!thread_.joinable()) return;
+  thread_.join();
+}
+
+void Worker::post(std::function<void()> task) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    queue_.push_back(std::move(task));
+    if (!thread_.joinable()) thread_ = std::thread([this] { loop(); });
+  }
+  wake_.notify_one();
+}
+
+void Worker::loop() {
+  for (;;) {
+    std::function<void()> task;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [this] { return ends_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      task = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    task();
+  }
+}
+
+}  // namespace espalier

@@ -106,8 +106,11 @@ export class CaseBuilder {
         return t.dtype === 'bf16' ? toBf16Bits(x) : x
       }
       const { data, shape } = this.data(t.shape, make)
-      this.feeds[name + t.suffix] = { dtype: t.dtype, shape, data }
+      // onnxruntime-node takes no bf16 tensors: the oracle sees the same numbers as f32.
+      if (t.dtype === 'bf16' && !this.graph.kernels) this.feeds[name] = { dtype: 'f32', shape, data: data.map(fromBf16Bits) }
+      else this.feeds[name + t.suffix] = { dtype: t.dtype, shape, data }
     }
+    if (format === 'bf16' && !this.graph.kernels) return weightLeaf(this.graph, name, 'f32', block, outFeatures, inFeatures)
     return weightLeaf(this.graph, name, format, block, outFeatures, inFeatures)
   }
 
@@ -118,6 +121,10 @@ export class CaseBuilder {
 
 function toBf16Bits(x: number): number {
   return new Uint32Array(new Float32Array([roundToBf16(x)]).buffer)[0]! >>> 16
+}
+
+function fromBf16Bits(bits: number): number {
+  return new Float32Array(new Uint32Array([(bits << 16) >>> 0]).buffer)[0]!
 }
 
 /** IEEE half bits of a number in the normal range. */

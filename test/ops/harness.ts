@@ -3,6 +3,8 @@
 import { backward } from '../../src/compiler/autodiff.js'
 import { compile } from '../../src/compiler/compile.js'
 import { type DType, Graph, type GraphOptions, type Value } from '../../src/compiler/graph.js'
+import { mul } from '../../src/compiler/ops/elementwise.js'
+import { scalar } from '../../src/compiler/ops/tensor.js'
 import { bindProgram, type BoundProgram } from '../../src/runtime/bind.js'
 import { type Runtime } from '../../src/runtime/types.js'
 import { CaseBuilder, type OpCase, randomSource } from './case.js'
@@ -34,12 +36,12 @@ export function traceCase(opCase: OpCase, options: GraphOptions & { isNarrow: bo
   const leaves = graph.leaves.filter((v) => opCase.wrt?.includes(v.leaf!.name))
   if (seeds.size > 0)
     for (const [leaf, d] of backward(graph, seeds, leaves, { accumulate: options.kernels })) {
-      if (d.leaf) throw new Error(`${opCase.op}: nothing reached ${leaf.leaf!.name}`)
       const name = leaf.leaf!.name
       if (options.kernels && leaf.leaf!.role === 'parameter') {
         const given = builder.feeds[name]!
         builder.feeds[`grad.${name}`] = { ...given, data: Array.from({ length: given.data.length }, () => 0) }
-      } else graph.output(`d.${name}`, d)
+        // An incoming gradient that passes unchanged is a leaf; an output must be computed.
+      } else graph.output(`d.${name}`, d.leaf ? mul(d, scalar(graph, 1, d.dtype)) : d)
     }
   return { graph, feeds: builder.feeds, outputTypes: new Map([...graph.outputs].map(([n, v]) => [n, v.dtype])) }
 }

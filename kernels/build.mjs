@@ -4,7 +4,7 @@
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { access, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { access, copyFile, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { availableParallelism, homedir } from 'node:os'
 import { basename, dirname, join, relative, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -109,6 +109,36 @@ async function fingerprint(facts) {
   return hash.digest('hex')
 }
 
+const isAlive = (pid) => {
+  try {
+    return process.kill(pid, 0)
+  } catch (error) {
+    return error.code === 'EPERM'
+  }
+}
+
+/** Runs `work` while no other build uses the folder. */
+async function locked(folder, log, work) {
+  await mkdir(folder, { recursive: true })
+  const lock = join(folder, 'lock')
+  for (let waited = 0; ; waited++) {
+    const isOurs = await writeFile(lock, String(process.pid), { flag: 'wx' }).then(
+      () => true,
+      () => false,
+    )
+    if (isOurs) break
+    const owner = Number(await readFile(lock, 'utf8').catch(() => ''))
+    if (owner && !isAlive(owner)) await rm(lock, { force: true })
+    else if (waited === 0) log('waiting for another build')
+    await new Promise((resume) => setTimeout(resume, 200))
+  }
+  try {
+    return await work()
+  } finally {
+    await rm(lock, { force: true })
+  }
+}
+
 /**
  * @param {{ sanitize?: 'address' | 'undefined', debug?: boolean, log?: (line: string) => void }} [options]
  * @returns the folder that holds espalier.node and the kernel libraries
@@ -128,6 +158,10 @@ export async function build({ sanitize, debug = false, log = (line) => console.e
     'apt-get install cmake (Debian, Ubuntu), dnf install cmake (Fedora), brew install cmake (macOS), or pip install cmake',
   )
   const napi = dirname(fileURLToPath(await import.meta.resolve('node-addon-api')))
+  return locked(output, log, () => buildLocked({ sanitize, debug, log, output, compiler, cmake, napi }))
+}
+
+async function buildLocked({ sanitize, debug, log, output, compiler, cmake, napi }) {
   const stampPath = join(output, 'stamp')
   const stamp = await fingerprint({ compiler, cmake, sanitize, debug, headerPackages, arch: process.arch, root })
   const before = await readFile(stampPath, 'utf8').catch(() => '')
@@ -152,7 +186,7 @@ export async function build({ sanitize, debug = false, log = (line) => console.e
     work,
     `-DCMAKE_CXX_COMPILER=${compiler.command}`,
     '--log-level=WARNING',
-    `-DESPALIER_OUTPUT=${output}`,
+    `-DESPALIER_OUTPUT=${join(work, 'out')}`,
     `-DESPALIER_ORT_INCLUDE=${ort}`,
     `-DESPALIER_NODE_INCLUDE=${node}`,
     `-DESPALIER_NAPI_INCLUDE=${napi}`,
@@ -160,6 +194,11 @@ export async function build({ sanitize, debug = false, log = (line) => console.e
     `-DESPALIER_DEBUG=${debug ? 1 : 0}`,
   ])
   run(['--build', work, '--parallel', jobs, ...(process.env.ESPALIER_BUILD_VERBOSE ? ['--verbose'] : [])])
+  // Replaced whole: a process that has the old library mapped keeps it.
+  for (const name of await readdir(join(work, 'out'))) {
+    await copyFile(join(work, 'out', name), join(output, `${name}.new`))
+    await rename(join(output, `${name}.new`), join(output, name))
+  }
   await writeFile(stampPath, stamp)
   log(`built ${relative(root, join(output, 'espalier.node'))} and its kernel libraries`)
   return output

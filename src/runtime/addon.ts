@@ -81,17 +81,17 @@ export class AddonUnavailableError extends Error {
   override name = 'AddonUnavailableError'
 }
 
-let loaded: Native | undefined
+let loaded: { path: string; native: Native } | undefined
 function loadAddon(): Native {
-  if (loaded) return loaded
   const path = join(buildFolder(), 'espalier.node')
+  if (loaded?.path === path) return loaded.native
   if (!existsSync(path))
     throw new AddonUnavailableError(
       `the native addon is not built (${path} is missing): install a C++17 compiler and CMake, then run \`npm run build\``,
     )
   try {
-    loaded = createRequire(import.meta.url)(path) as Native
-    return loaded
+    loaded = { path, native: createRequire(import.meta.url)(path) as Native }
+    return loaded.native
   } catch (error) {
     throw new AddonUnavailableError(
       `the native addon does not load (${(error as Error).message}): delete ${buildFolder()} and run \`npm run build\``,

@@ -128,14 +128,10 @@ class StockRuntime implements Runtime {
     this.#assertOpen()
     const steps = definition.steps.map((step): StockStep => {
       if (!definition.models[step.model]) throw new Error(`step "${step.name}": there is no model ${step.model}`)
+      const inputs = stockBindings(definition.dims, step.name, 'input', step.inputs)
       const outputs = stockBindings(definition.dims, step.name, 'output', step.outputs)
       if (outputs.length === 0) throw new Error(`step "${step.name}": no output is bound`)
-      return {
-        model: step.model,
-        name: step.name,
-        inputs: stockBindings(definition.dims, step.name, 'input', step.inputs),
-        outputs,
-      }
+      return { model: step.model, name: step.name, inputs, outputs }
     })
     const id = this.#nextProgram++
     await Promise.all(

@@ -17,7 +17,7 @@ const adam = (name: string, length: number, ranges: [number, number][], maxGradN
     const groups = c.given('groups', 'i64', [ranges.length, 2], ranges.flat())
     const groupHyper = c.given('groupHyper', 'f32', [ranges.length, 2], ranges.flatMap((_, i) => [1 + i, 0.01 * i]))
     const { params, m, v, gradNorm } = adamW(state, hyper, groups, groupHyper, ranges.map(([offset, size]) => ({ offset, length: size })))
-    return { params, m, v, gradNorm }
+    return { newParams: params, newM: m, newV: v, gradNorm }
   },
   tolerance: 1e-6,
 })

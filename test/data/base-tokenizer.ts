@@ -21,11 +21,14 @@ function readMetadata(path: string): Map<string, unknown> {
   readSync(file, head, 0, head.length, 0)
   closeSync(file)
   let at = 24
-  const next = (bytes: number): number => (at += bytes) - bytes
+  const next = (bytes: number): number => {
+    at += bytes
+    return at - bytes
+  }
   const long = (): number => Number(head.readBigUInt64LE(next(8)))
   const text = (): string => {
-    const length = long()
-    return head.toString('utf8', at, (at += length))
+    const start = next(long())
+    return head.toString('utf8', start, at)
   }
   const readers: (() => unknown)[] = [
     () => head.readUInt8(next(1)),

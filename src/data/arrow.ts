@@ -1,0 +1,213 @@
+// The door to apache-arrow: record batches of files that users bring, and the token files that we write and read back.
+// A token file holds inputIds and labels as lists of int32, the length and the source row of each document, and the place of its
+// row; reading one gives where each document's numbers lie in the file, so that they are read by position.
+import { closeSync, fsyncSync, openSync, readSync, statSync, writeSync } from 'node:fs'
+import { open } from 'node:fs/promises'
+import * as arrow from 'apache-arrow'
+
+const magic = Buffer.from('ARROW1')
+
+/** Rows of an Arrow file or stream, one array of row objects per record batch. */
+export async function* readRecordBatches(path: string): AsyncGenerator<unknown[]> {
+  const handle = await open(path, 'r')
+  try {
+    const { size } = await handle.stat()
+    const head = Buffer.alloc(8)
+    await handle.read(head, 0, 8, 0)
+    const isFile = head.subarray(0, 6).equals(magic)
+    const reader = isFile
+      ? await arrow.RecordBatchReader.from(handle as unknown as arrow.FileHandle)
+      : await arrow.RecordBatchReader.from(handle.createReadStream({ start: 0, autoClose: false }))
+    await reader.open({ autoDestroy: false })
+    if (!reader.schema) throw new Error('there is no schema')
+    for await (const batch of reader) {
+      if (batch.numRows > size * 8) throw new Error(`claims ${batch.numRows} rows`)
+      yield rowsOf(batch)
+    }
+  } finally {
+    await handle.close()
+  }
+}
+
+/** The rows of a batch, column by column: the accessors of the library cost more by row. */
+function rowsOf(batch: arrow.RecordBatch): unknown[] {
+  const rows: Record<string, unknown>[] = Array.from({ length: batch.numRows }, () => ({}))
+  for (const field of batch.schema.fields) {
+    const column = batch.getChild(field.name)
+    if (!column || column.length !== batch.numRows)
+      throw new Error(`column "${field.name}" has another length than the batch`)
+    for (let i = 0; i < rows.length; i++) {
+      const value: unknown = column.get(i)
+      if (value !== null && value !== undefined) rows[i]![field.name] = toPlain(value)
+    }
+  }
+  return rows
+}
+
+/** Vectors and rows of the library as arrays and objects. */
+function toPlain(value: unknown): unknown {
+  if (value instanceof arrow.Vector) return Array.from(value as Iterable<unknown>, toPlain)
+  if (value instanceof arrow.StructRow || value instanceof arrow.MapRow) {
+    return Object.fromEntries([...(value as Iterable<[string, unknown]>)].map(([key, item]) => [key, toPlain(item)]))
+  }
+  return value
+}
+
+const int32 = new arrow.Int32()
+const listOfInt32 = new arrow.List(new arrow.Field('item', int32, false))
+const tokenFields = [
+  new arrow.Field('inputIds', listOfInt32, false),
+  new arrow.Field('labels', listOfInt32, false),
+  new arrow.Field('length', int32, false),
+  new arrow.Field('row', int32, false),
+  new arrow.Field('place', new arrow.Utf8(), false),
+]
+
+/** Documents of one record batch, laid end to end; document i is [offsets[i], offsets[i + 1]) of inputIds and labels. */
+export interface TokenBatch {
+  numRows: number
+  offsets: Int32Array
+  inputIds: Int32Array
+  labels: Int32Array
+  rows: Int32Array
+  places: string[]
+}
+
+/** A sink of the library's writer that writes to a file at once and keeps nothing. */
+class FileSink extends arrow.AsyncByteQueue {
+  readonly #file: number
+
+  constructor(file: number) {
+    super()
+    this.#file = file
+  }
+
+  override write(chunk: Parameters<arrow.AsyncByteQueue['write']>[0]): void {
+    let rest = chunk as Uint8Array
+    while (rest.byteLength > 0) rest = rest.subarray(writeSync(this.#file, rest))
+  }
+}
+
+/** Writes a token file batch by batch; `close` makes it durable. */
+export class TokenFileWriter {
+  readonly #file: number
+  readonly #schema: arrow.Schema
+  readonly #writer: arrow.RecordBatchFileWriter
+
+  constructor(path: string, metadata: Record<string, string>) {
+    this.#file = openSync(path, 'wx')
+    this.#schema = new arrow.Schema(tokenFields, new Map(Object.entries(metadata)))
+    this.#writer = new arrow.RecordBatchFileWriter()
+    this.#writer.reset(new FileSink(this.#file), this.#schema)
+  }
+
+  write({ numRows, offsets, inputIds, labels, rows, places }: TokenBatch): void {
+    const listData = (values: Int32Array): arrow.Data => {
+      const child = arrow.makeData({ type: int32, data: values })
+      return arrow.makeData({ type: listOfInt32, length: numRows, nullCount: 0, valueOffsets: offsets, child })
+    }
+    const lengths = new Int32Array(numRows)
+    for (let i = 0; i < numRows; i++) lengths[i] = offsets[i + 1]! - offsets[i]!
+    const text = Buffer.from(places.join(''), 'utf8')
+    const textOffsets = new Int32Array(numRows + 1)
+    for (const [i, place] of places.entries()) textOffsets[i + 1] = textOffsets[i]! + Buffer.byteLength(place)
+    const children = [
+      listData(inputIds),
+      listData(labels),
+      arrow.makeData({ type: int32, data: lengths }),
+      arrow.makeData({ type: int32, data: rows }),
+      arrow.makeData({ type: new arrow.Utf8(), length: numRows, nullCount: 0, valueOffsets: textOffsets, data: text }),
+    ]
+    const struct = arrow.makeData({ type: new arrow.Struct(tokenFields), length: numRows, nullCount: 0, children })
+    this.#writer.write(new arrow.RecordBatch(this.#schema, struct))
+  }
+
+  close(): void {
+    this.#writer.finish()
+    fsyncSync(this.#file)
+    closeSync(this.#file)
+  }
+
+  /** Gives the file up without finishing it. */
+  abort(): void {
+    closeSync(this.#file)
+  }
+}
+
+/** Where the numbers of one record batch lie in a token file, in bytes from its start. */
+export interface TokenRegion {
+  numRows: number
+  offsets: Int32Array
+  rows: Int32Array
+  inputIdsAt: number
+  labelsAt: number
+  placesAt: number
+  placeOffsets: Int32Array
+}
+
+export interface TokenFileIndex {
+  metadata: Map<string, string>
+  regions: TokenRegion[]
+}
+
+// Buffers of a batch in the order of the format: per column validity first; a list adds offsets and the item's validity and values.
+const bufferOrder = {
+  inputIdOffsets: 1,
+  inputIds: 3,
+  labels: 7,
+  rows: 11,
+  placeOffsets: 13,
+  places: 14,
+  count: 15,
+}
+
+function readInt32(file: number, at: number, count: number): Int32Array {
+  const values = new Int32Array(count)
+  const bytes = new Uint8Array(values.buffer)
+  if (readSync(file, bytes, 0, bytes.length, at) !== bytes.length)
+    throw new Error(`ends inside a record batch at byte ${at}`)
+  return values
+}
+
+/** The index of a token file; reads its footer, the heads of its batches and their small columns, not the tokens. */
+export async function readTokenFileIndex(path: string): Promise<TokenFileIndex> {
+  const { size } = statSync(path)
+  const handle = await open(path, 'r')
+  try {
+    const reader = await arrow.RecordBatchReader.from(handle as unknown as arrow.FileHandle)
+    await reader.open({ autoDestroy: false })
+    const { footer, schema } = reader
+    if (!footer || schema.fields.map((field) => field.name).join() !== tokenFields.map((field) => field.name).join()) {
+      throw new Error('is not a token file')
+    }
+    const regions: TokenRegion[] = []
+    for (const block of footer.recordBatches()) {
+      const body = block.offset + block.metaDataLength
+      if (body + block.bodyLength > size) throw new Error(`is cut off inside record batch ${regions.length}`)
+      const head = Buffer.alloc(block.metaDataLength)
+      await handle.read(head, 0, head.length, block.offset)
+      const message = arrow.Message.decode(head.subarray(8)) // continuation marker and length come first
+      const { buffers, length: numRows } = message.header() as unknown as {
+        buffers: { offset: number; length: number }[]
+        length: number
+      }
+      if (buffers.length !== bufferOrder.count) throw new Error(`record batch ${regions.length} has another layout`)
+      const at = (index: number): number => body + buffers[index]!.offset
+      const offsets = readInt32(handle.fd, at(bufferOrder.inputIdOffsets), numRows + 1)
+      if (at(bufferOrder.labels) + offsets[numRows]! * 4 > size)
+        throw new Error(`is cut off inside record batch ${regions.length}`)
+      regions.push({
+        numRows,
+        offsets,
+        rows: readInt32(handle.fd, at(bufferOrder.rows), numRows),
+        inputIdsAt: at(bufferOrder.inputIds),
+        labelsAt: at(bufferOrder.labels),
+        placesAt: at(bufferOrder.places),
+        placeOffsets: readInt32(handle.fd, at(bufferOrder.placeOffsets), numRows + 1),
+      })
+    }
+    return { metadata: schema.metadata, regions }
+  } finally {
+    await handle.close()
+  }
+}

@@ -1,0 +1,379 @@
+// Rows → chat template → ids and labels → a token file in the cache (stop 6 of a run). The file's name is a hash of the rows, the
+// tokenizer, the template and the options, so a copy made by another tokenizer can never be taken for this one.
+import { createHash } from 'node:crypto'
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import type { ChatTemplate } from './chat-template.js'
+import { DataError } from './errors.js'
+import { checkMask } from './mask-checks.js'
+import { type LengthQuantiles, lengthQuantiles } from './quantiles.js'
+import type { RowSource } from './row-source.js'
+import { detectRowType, type RowTypeName, rowTypes } from './row-types/index.js'
+import { type EncodeContext, type EncodedRow, ignoreIndex, type Row, type RowType } from './row-types/row-type.js'
+import { openTokenStore, type TokenStore } from './token-store.js'
+import type { Tokenizer } from './tokenizer.js'
+
+/** Changes when the same rows would give other token files. */
+const cacheVersion = 1
+const batchTokens = 1 << 17
+const batchRows = 4096
+
+/** What to do with a row longer than `maxLength`: cut its end or its beginning, cut it into several, leave it out, or stop. */
+export const truncations = ['keepStart', 'keepEnd', 'split', 'drop', 'error'] as const
+export type Truncation = (typeof truncations)[number]
+
+export interface EncodeOptions {
+  tokenizer: Tokenizer
+  template?: ChatTemplate | undefined
+  /** The type of the rows; found from the first row where absent. */
+  type?: RowTypeName | undefined
+  /** Longest document in tokens. */
+  maxLength: number
+  /** Default `keepStart`. */
+  truncation?: Truncation | undefined
+  /** Train on all assistant messages (default) or the last one. */
+  assistantTurns?: 'all' | 'last' | undefined
+  /** End texts and completions with the end-of-sequence token (default true). */
+  appendEos?: boolean | undefined
+  /** Accept rows whose stop token is not trained. */
+  allowUntrainedStop?: boolean | undefined
+  templateVariables?: Record<string, unknown> | undefined
+}
+
+export interface PrepareOptions extends EncodeOptions {
+  source: RowSource
+  cacheDir: string
+  onProgress?: (progress: { done: number; total?: number }) => void
+  signal?: AbortSignal | undefined
+}
+
+/** What became of the rows. */
+export interface DataReport {
+  source: string
+  type: RowTypeName
+  /** Documents that are in the token file. */
+  rows: number
+  /** Rows that were read. */
+  sourceRows: number
+  tokens: number
+  /** Tokens that the loss counts: labels other than −100 from the second position on. */
+  targetTokens: number
+  maskedTokens: number
+  /** Rows cut to `maxLength`, and the tokens that fell away. */
+  truncated: number
+  truncatedTokens: number
+  /** Rows cut into several documents. */
+  split: number
+  /** Rows left out, and why. */
+  dropped: number
+  droppedTooLong: number
+  droppedWithoutTarget: number
+  droppedEmpty: number
+  /** Columns that no one reads. */
+  ignoredColumns: string[]
+  lengthQuantiles: LengthQuantiles
+  maxLength: number
+}
+
+export interface PreparedTokens {
+  path: string
+  key: string
+  report: DataReport
+  /** True where the file was there already. */
+  isCached: boolean
+}
+
+/** A row encoded, checked and cut: no document where it is dropped, several where it is split. */
+export interface RowOutcome {
+  documents: EncodedRow[]
+  truncatedTokens: number
+  dropped?: 'droppedTooLong' | 'droppedWithoutTarget' | 'droppedEmpty'
+}
+
+function countTargets({ labels }: EncodedRow): number {
+  let count = 0
+  for (let i = 1; i < labels.length; i++) if (labels[i] !== ignoreIndex) count++
+  return count
+}
+
+function cut(row: EncodedRow, start: number, end: number): EncodedRow {
+  return { inputIds: row.inputIds.subarray(start, end), labels: row.labels.subarray(start, end) }
+}
+
+/** Encodes rows of one type under one set of options; shared by preparation, preview and evaluation. */
+export class RowEncoder {
+  readonly type: RowType
+  readonly #context: EncodeContext
+  readonly #options: EncodeOptions
+
+  constructor(options: EncodeOptions & { type: RowTypeName }) {
+    this.type = rowTypes[options.type]
+    this.#options = options
+    if (!(Number.isInteger(options.maxLength) && options.maxLength >= 2)) {
+      throw new Error(`maxLength must be an integer of at least 2, not ${options.maxLength}`)
+    }
+    if (options.truncation === 'split' && !this.type.canSplit) {
+      throw new Error(
+        `truncation "split" would cut ${this.type.name} rows away from their prompts; use keepStart, keepEnd or drop`,
+      )
+    }
+    this.#context = {
+      tokenizer: options.tokenizer,
+      template: options.template,
+      assistantTurns: options.assistantTurns ?? 'all',
+      appendEos: options.appendEos ?? true,
+      templateVariables: options.templateVariables,
+    }
+  }
+
+  /** The whole row with its mask checked, not cut. */
+  encodeWhole(row: unknown, place: string): EncodedRow {
+    const encoded = this.type.encode(row, place, this.#context)
+    if (encoded.inputIds.length > 0) {
+      checkMask(encoded, this.type, this.#options.tokenizer, place, this.#options.allowUntrainedStop ?? false)
+    }
+    return encoded
+  }
+
+  encode(row: unknown, place: string): RowOutcome {
+    const { maxLength, truncation = 'keepStart' } = this.#options
+    const whole = this.encodeWhole(row, place)
+    const length = whole.inputIds.length
+    if (length < 2) return { documents: [], truncatedTokens: 0, dropped: 'droppedEmpty' }
+    if (length <= maxLength) {
+      const hasTarget = countTargets(whole) > 0
+      return hasTarget
+        ? { documents: [whole], truncatedTokens: 0 }
+        : { documents: [], truncatedTokens: 0, dropped: 'droppedWithoutTarget' }
+    }
+    if (truncation === 'error') {
+      throw new DataError(place, `has ${length} tokens and maxLength is ${maxLength}; raise it, or set \`truncation\``)
+    }
+    if (truncation === 'drop') return { documents: [], truncatedTokens: 0, dropped: 'droppedTooLong' }
+    if (truncation === 'split') {
+      const documents: EncodedRow[] = []
+      for (let start = 0; start < length - 1; start += maxLength) {
+        const part = cut(whole, start, Math.min(length, start + maxLength))
+        if (countTargets(part) > 0) documents.push(part)
+      }
+      return documents.length > 0
+        ? { documents, truncatedTokens: 0 }
+        : { documents, truncatedTokens: 0, dropped: 'droppedWithoutTarget' }
+    }
+    const part = truncation === 'keepStart' ? cut(whole, 0, maxLength) : cut(whole, length - maxLength, length)
+    return countTargets(part) > 0
+      ? { documents: [part], truncatedTokens: length - maxLength }
+      : { documents: [], truncatedTokens: 0, dropped: 'droppedWithoutTarget' }
+  }
+}
+
+/** Gathers documents and writes them by record batch. */
+class BatchWriter {
+  readonly #writer: import('./arrow.js').TokenFileWriter
+  readonly #inputIds: Int32Array
+  readonly #labels: Int32Array
+  readonly #offsets = new Int32Array(batchRows + 1)
+  readonly #rows = new Int32Array(batchRows)
+  #places: string[] = []
+
+  constructor(writer: import('./arrow.js').TokenFileWriter, maxLength: number) {
+    this.#writer = writer
+    this.#inputIds = new Int32Array(batchTokens + maxLength)
+    this.#labels = new Int32Array(batchTokens + maxLength)
+  }
+
+  add(document: EncodedRow, row: number, place: string): void {
+    const count = this.#places.length
+    const offset = this.#offsets[count]!
+    this.#inputIds.set(document.inputIds, offset)
+    this.#labels.set(document.labels, offset)
+    this.#offsets[count + 1] = offset + document.inputIds.length
+    this.#rows[count] = row
+    this.#places.push(place)
+    if (this.#places.length === batchRows || this.#offsets[count + 1]! >= batchTokens) this.flush()
+  }
+
+  flush(): void {
+    const numRows = this.#places.length
+    if (numRows === 0) return
+    const tokens = this.#offsets[numRows]!
+    this.#writer.write({
+      numRows,
+      offsets: this.#offsets.subarray(0, numRows + 1),
+      inputIds: this.#inputIds.subarray(0, tokens),
+      labels: this.#labels.subarray(0, tokens),
+      rows: this.#rows.subarray(0, numRows),
+      places: this.#places,
+    })
+    this.#places = []
+  }
+}
+
+/** Everything that decides the content of a token file. */
+function cacheKey(sourceHash: string, type: RowTypeName, options: EncodeOptions): string {
+  const parts = [
+    cacheVersion,
+    sourceHash,
+    type,
+    options.tokenizer.hash,
+    options.template?.hash ?? null,
+    options.maxLength,
+    options.truncation ?? 'keepStart',
+    options.assistantTurns ?? 'all',
+    options.appendEos ?? true,
+    options.allowUntrainedStop ?? false,
+    options.templateVariables ?? null,
+  ]
+  return createHash('sha256').update(JSON.stringify(parts)).digest('hex')
+}
+
+async function firstRowType(source: RowSource): Promise<RowTypeName> {
+  for await (const { row, place } of source.rows()) return detectRowType(row, place)
+  throw new DataError(source.name, 'holds no rows')
+}
+
+/**
+ * Makes the token file of a source, or finds it in the cache. Throws a DataError for the first row that cannot be used; whatever
+ * is cut or left out is counted in the report.
+ */
+export async function prepareTokens(options: PrepareOptions): Promise<PreparedTokens> {
+  const { source, cacheDir, onProgress, signal } = options
+  const { sha256, numRows } = await source.hash()
+  const type = options.type ?? (await firstRowType(source))
+  const encoder = new RowEncoder({ ...options, type })
+  const key = cacheKey(sha256, type, options)
+  const path = join(cacheDir, `${key}.arrow`)
+  const reportPath = join(cacheDir, `${key}.json`)
+  const cached = readCached(path, reportPath)
+  if (cached) return { path, key, report: cached, isCached: true }
+
+  mkdirSync(cacheDir, { recursive: true })
+  const { TokenFileWriter } = await import('./arrow.js')
+  const temporary = join(cacheDir, `.${key}.${process.pid}.${Date.now().toString(36)}`)
+  const writer = new TokenFileWriter(temporary, { espalier: String(cacheVersion), key, source: source.name })
+  const report: DataReport = {
+    source: source.name,
+    type,
+    rows: 0,
+    sourceRows: 0,
+    tokens: 0,
+    targetTokens: 0,
+    maskedTokens: 0,
+    truncated: 0,
+    truncatedTokens: 0,
+    split: 0,
+    dropped: 0,
+    droppedTooLong: 0,
+    droppedWithoutTarget: 0,
+    droppedEmpty: 0,
+    ignoredColumns: [],
+    lengthQuantiles: lengthQuantiles(new Int32Array(0)),
+    maxLength: options.maxLength,
+  }
+  const batches = new BatchWriter(writer, options.maxLength)
+  const ignored = new Set<string>()
+  const known = new Set([...encoder.type.columns, ...encoder.type.optionalColumns])
+  let lengths = new Int32Array(1024)
+  const tell = (): void =>
+    onProgress?.({ done: report.sourceRows, ...(numRows === undefined ? {} : { total: numRows }) })
+  try {
+    for await (const { row, place } of source.rows()) {
+      const outcome = encoder.encode(row, place)
+      for (const document of outcome.documents) {
+        if (report.rows === lengths.length) {
+          const grown = new Int32Array(lengths.length * 2)
+          grown.set(lengths)
+          lengths = grown
+        }
+        lengths[report.rows++] = document.inputIds.length
+        report.tokens += document.inputIds.length
+        report.targetTokens += countTargets(document)
+        batches.add(document, report.sourceRows, place)
+      }
+      if (outcome.dropped) {
+        report.dropped++
+        report[outcome.dropped]++
+      }
+      if (outcome.truncatedTokens > 0) report.truncated++
+      if (outcome.documents.length > 1) report.split++
+      report.truncatedTokens += outcome.truncatedTokens
+      if (ignored.size < 64) for (const column of Object.keys(row as Row)) if (!known.has(column)) ignored.add(column)
+      if (++report.sourceRows % 256 === 0) {
+        await nextTurn()
+        signal?.throwIfAborted()
+        tell()
+      }
+    }
+    signal?.throwIfAborted()
+    if (numRows !== undefined && numRows !== report.sourceRows) {
+      throw new DataError(
+        source.name,
+        `gave ${numRows} rows and then ${report.sourceRows}; a dataset must give the same rows each time`,
+      )
+    }
+    if (report.rows === 0) {
+      throw new DataError(source.name, describeNothing(report))
+    }
+    batches.flush()
+    writer.close()
+  } catch (error) {
+    writer.abort()
+    rmSync(temporary, { force: true })
+    throw error
+  }
+  report.maskedTokens = report.tokens - report.targetTokens
+  report.ignoredColumns = [...ignored]
+  report.lengthQuantiles = lengthQuantiles(lengths.subarray(0, report.rows))
+  renameSync(temporary, path)
+  writeDurably(reportPath, JSON.stringify({ bytes: statSync(path).size, report }))
+  tell()
+  return { path, key, report, isCached: false }
+}
+
+function describeNothing(report: DataReport): string {
+  if (report.sourceRows === 0) return 'holds no rows'
+  const reasons = [
+    `${report.droppedTooLong} longer than maxLength ${report.maxLength}`,
+    `${report.droppedWithoutTarget} without a trained token within it`,
+    `${report.droppedEmpty} empty`,
+  ]
+  return `none of its ${report.sourceRows} rows can be used: ${reasons.join(', ')}; raise maxLength or choose another truncation`
+}
+
+/** The report of a file that is whole. */
+function readCached(path: string, reportPath: string): DataReport | undefined {
+  if (!existsSync(path) || !existsSync(reportPath)) return undefined
+  try {
+    const { bytes, report } = JSON.parse(readFileSync(reportPath, 'utf8')) as { bytes: number; report: DataReport }
+    return statSync(path).size === bytes ? report : undefined
+  } catch {
+    return undefined
+  }
+}
+
+function writeDurably(path: string, text: string): void {
+  const temporary = `${path}.${process.pid}`
+  writeFileSync(temporary, text)
+  const file = openSync(temporary, 'r')
+  fsyncSync(file)
+  closeSync(file)
+  renameSync(temporary, path)
+}
+
+/** The token file of a source, opened. */
+export async function prepareStore(options: PrepareOptions): Promise<PreparedTokens & { store: TokenStore }> {
+  const prepared = await prepareTokens(options)
+  return { ...prepared, store: await openTokenStore(prepared.path) }
+}

@@ -7,6 +7,7 @@ import { type WeightFormat, weightFormats, weightTensors } from '../compiler/ops
 import { readJsonObject } from './checkpoint.js'
 import { type ModelConfig, parseModelConfig } from './config.js'
 import { FormatError } from './format-error.js'
+import { findFormat } from './formats/index.js'
 import { openSafetensors, type SafetensorsFile } from './safetensors.js'
 import { FILLER_PREFIX } from './safetensors-writer.js'
 
@@ -163,4 +164,48 @@ export function openBase(dir: string): OpenedBase {
   } finally {
     file.close()
   }
+}
+
+/** Float32 values of rows `from` to `to` of weights, read from the file: for checks and norms, not for running. */
+export interface WeightReader {
+  rows(name: string, from?: number, to?: number): Float32Array
+  close(): void
+}
+
+/** Opens the weights of a base for reading values. */
+export function openWeights(base: OpenedBase): WeightReader {
+  const file = openSafetensors(base.weightsPath)
+  const partsOf = new Map<string, Uint8Array[]>()
+  return {
+    rows(name, from = 0, to) {
+      const stored = base.manifest.formats[name]
+      if (!stored) throw new Error(`${base.weightsPath}: there is no weight ${name}`)
+      const [rows, columns] = stored.shape.length === 2 ? stored.shape : [1, stored.shape[0]!]
+      if (!partsOf.has(name)) {
+        // The last weight read is kept: rows are asked for in pieces.
+        partsOf.clear()
+        const entries = expectedParts(name, stored).map((part) => file.tensors.get(part.name)!)
+        partsOf.set(
+          name,
+          entries.map((entry) => file.read(entry)),
+        )
+      }
+      return findFormat(stored.format)!.unpack(partsOf.get(name)!, columns!, stored.block, from, to ?? rows!)
+    },
+    close: () => file.close(),
+  }
+}
+
+/** L2 norm of every row of a weight [out, in]: DoRA's first magnitude. Sums in float64. */
+export function rowNorms(weights: WeightReader, base: OpenedBase, name: string): Float32Array {
+  const [rows, columns] = base.manifest.formats[name]?.shape ?? []
+  if (rows === undefined || columns === undefined) throw new Error(`${base.weightsPath}: there is no matrix ${name}`)
+  const values = weights.rows(name)
+  const norms = new Float32Array(rows)
+  for (let row = 0; row < rows; row++) {
+    let sum = 0
+    for (let i = row * columns; i < (row + 1) * columns; i++) sum += values[i]! * values[i]!
+    norms[row] = Math.sqrt(sum)
+  }
+  return norms
 }

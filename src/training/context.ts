@@ -2,6 +2,7 @@
 // The parts come from other rooms; a stage only joins them.
 import type { Document, ChoiceRow } from './evaluate.js'
 import type { EndReason, EvaluationResult, TrainingEvent } from './events.js'
+import type { LossName } from './losses/index.js'
 import type { StepLoader } from './loop.js'
 import type { TrainProgram } from './program.js'
 
@@ -33,9 +34,11 @@ export interface PrepareOptions {
   microBatchSize: number
   gradientAccumulationSteps: number
   epochs: number
+  /** Wins over `epochs`. */
   maxSteps: number | undefined
   seed: number
   startAdapter: string | undefined
+  loss: LossName
   precision: 'fast' | 'strict'
   recompute: 'auto' | 'all' | 'none'
   memoryBudgetMb: number | undefined
@@ -50,6 +53,8 @@ export interface PreparedRun {
   /** Tokens of the largest micro-batch: buffers are made for it, evaluation stays below it. */
   readonly maxTokens: number
   readonly heldOut: { readonly documents: Document[]; readonly choices: ChoiceRow[] }
+  /** Where documents of a batch came from, for messages. */
+  placesOf?(documents: number[]): string[]
   readonly base: string
   readonly device: string
   readonly isa: string

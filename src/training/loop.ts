@@ -63,6 +63,8 @@ export interface OfflineLoopOptions {
   seed: number
   /** Rate of the processor in GFLOP/s, asked for rarely. */
   measureCeiling?(): Promise<number>
+  /** Where dataset rows came from, for messages. */
+  placesOf?(rows: number[]): string[]
   /** Clock in milliseconds. */
   now?(): number
 }
@@ -196,13 +198,14 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
     let tokens = 0
     for (const [index, microBatch] of batch.microBatches.entries()) {
       const { lossSum } = await program.accumulate(microBatch, { first: index === 0, lossScale, rngStep: step })
-      if (!Number.isFinite(lossSum)) throw await diagnose(program, batch.microBatches, step, lossScale)
+      if (!Number.isFinite(lossSum))
+        throw await diagnose(program, batch.microBatches, step, lossScale, options.placesOf)
       loss += lossSum
       tokens += microBatch.inputIds.length
     }
     const learningRate = options.learningRate(state.step)
     const { gradNorm } = await program.update({ ...options.optimizer, learningRate, step })
-    if (!Number.isFinite(gradNorm)) throw await diagnose(program, batch.microBatches, step, lossScale)
+    if (!Number.isFinite(gradNorm)) throw await diagnose(program, batch.microBatches, step, lossScale, options.placesOf)
 
     const stepMs = now() - begin
     state.step = step

@@ -6,6 +6,8 @@ export interface NonFiniteReport {
   step: number
   /** Dataset rows whose own loss or gradient is not finite; all rows of the step when none alone is. */
   rows: number[]
+  /** Where those rows came from, when the data says so. */
+  places: string[]
   /** First tensor, in layout order, that holds a value which is not finite. */
   tensor: string | undefined
   quantity: 'loss' | 'gradient'
@@ -15,8 +17,8 @@ export class NonFiniteError extends Error {
   override name = 'NonFiniteError'
   readonly report: NonFiniteReport
   constructor(report: NonFiniteReport, hint: string) {
-    const rows =
-      report.rows.slice(0, 8).join(', ') + (report.rows.length > 8 ? `, … (${report.rows.length} in all)` : '')
+    const named = report.places.length > 0 ? report.places : report.rows
+    const rows = named.slice(0, 8).join(', ') + (report.rows.length > 8 ? `, … (${report.rows.length} in all)` : '')
     super(
       `step ${report.step}: the ${report.quantity} is not finite; dataset row${report.rows.length === 1 ? '' : 's'} ${rows || 'unknown'}; ` +
         `first bad tensor: ${report.tensor ?? 'none of the adapter (the loss alone)'}. ${hint}`,
@@ -59,12 +61,13 @@ export async function diagnose(
   microBatches: MicroBatch[],
   step: number,
   lossScale: number,
+  placesOf: (rows: number[]) => string[] = () => [],
 ): Promise<NonFiniteError> {
   const badParameter = findNonFinite(program.layout, program.params)
   const allRows = microBatches.flatMap((batch) => batch.documents ?? [])
   if (badParameter) {
     return new NonFiniteError(
-      { step, rows: allRows, tensor: badParameter, quantity: 'gradient' },
+      { step, rows: allRows, places: placesOf(allRows), tensor: badParameter, quantity: 'gradient' },
       'That parameter itself is not finite: start from another adapter or an earlier checkpoint.',
     )
   }
@@ -79,8 +82,9 @@ export async function diagnose(
     rows.push(...(document.documents ?? []))
     tensor ??= bad
   }
+  const bad = rows.length > 0 ? rows : allRows
   return new NonFiniteError(
-    { step, rows: rows.length > 0 ? rows : allRows, tensor, quantity },
+    { step, rows: bad, places: placesOf(bad), tensor, quantity },
     'Look at that row with `espalier plan`, or lower the learning rate; the last checkpoint is unharmed.',
   )
 }

@@ -183,6 +183,7 @@ describe('trainOffline', () => {
     expect((error as NonFiniteError).report).toEqual({
       step: 5,
       rows: [17],
+      places: [],
       tensor: 'base_model.model.toy.lora_A.weight',
       quantity: 'loss',
     })

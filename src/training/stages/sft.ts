@@ -31,6 +31,7 @@ function prepare(context: RunContext, options: SftOptions): Promise<PreparedRun>
     maxSteps: options.maxSteps,
     seed: options.seed,
     startAdapter: options.startAdapter,
+    loss: options.loss,
     precision: options.precision,
     recompute: options.recompute,
     memoryBudgetMb: options.memoryBudgetMb,
@@ -195,6 +196,7 @@ async function run(context: RunContext, options: SftOptions): Promise<StageOutco
       resume: checkpoint?.state,
       seed: options.seed,
       measureCeiling: prepared.measureCeiling,
+      placesOf: prepared.placesOf,
     })
 
     const { first, last, best } = result.state.evaluation

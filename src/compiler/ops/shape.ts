@@ -72,7 +72,9 @@ export const Expand = defineOp<{ toShape: readonly Dim[] }>({
 /** Broadcasts `x` to the shape of `like`. */
 export function expandLike(x: Value, like: Value): Value {
   if (sameShape(x.shape, like.shape)) return x
-  return x.graph.apply(Expand, [x, shapeOf(like)], { toShape: like.shape })[0]!
+  // The shape of a leaf where one has it: then the result does not wait for `like` to be computed.
+  const source = x.graph.leaves.find((leaf) => sameShape(leaf.shape, like.shape)) ?? like
+  return x.graph.apply(Expand, [x, shapeOf(source)], { toShape: like.shape })[0]!
 }
 
 export const Slice = defineOp<{ axis: number; start: number; end: number }>({

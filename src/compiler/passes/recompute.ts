@@ -18,8 +18,11 @@ export interface RecomputeOptions {
 // Costs are compared with each other only: a machine of 400 GFLOP/s in products and 20 GB/s in memory (design §5).
 const SECONDS_PER_FLOP = 1 / 400e9
 const SECONDS_PER_BYTE = 1 / 20e9
+// Writing and reading a saved value, and as much again for the pages it occupies: what is nearly free to compute is not
+// kept.
+const SECONDS_PER_SAVED_BYTE = 4 * SECONDS_PER_BYTE
 /** More candidates than this are cut to the largest ones; the others are recomputed. */
-const MAX_CANDIDATES = 12
+const MAX_CANDIDATES = 14
 
 const bytesIn = (value: Value, dims: RecomputeOptions['dims']) => sizeWith(value.shape, dims) * bytesOf[value.dtype]
 
@@ -42,13 +45,22 @@ interface Block {
 /** Rewrites the graph so that only the chosen values cross from a block's forward to its backward. */
 export function planRecomputation(graph: Graph, options: RecomputeOptions): { savedBytes: number } {
   const blocks = findBlocks(graph)
+  // Equal blocks get equal shares and so the same choice, and keep sharing a session.
+  const budget = options.budgetBytes / Math.max(1, blocks.length)
+  const choices = new Map<string, number[]>()
   let savedBytes = 0
-  let left = options.budgetBytes
-  for (const [i, block] of blocks.entries()) {
-    const chosen = choose(block, options, left / (blocks.length - i))
-    const used = rewrite(graph, block, chosen, options)
-    savedBytes += used
-    left -= used
+  for (const block of blocks) {
+    const outputs = [...block.forward].flatMap((n) => n.outputs)
+    const key = JSON.stringify([
+      [...block.forward].map((n) => [n.op.opType, n.outputs.map((y) => [y.dtype, y.shape])]),
+      block.wanted.map((v) => outputs.indexOf(v)),
+    ])
+    let choice = choices.get(key)
+    if (!choice) {
+      choice = [...choose(block, options, budget)].map((v) => outputs.indexOf(v))
+      choices.set(key, choice)
+    }
+    savedBytes += rewrite(graph, block, new Set(choice.map((i) => outputs[i]!)), options)
   }
   return { savedBytes }
 }
@@ -84,25 +96,31 @@ function savedSize(value: Value, options: RecomputeOptions): number {
   return options.narrow && value.dtype === 'f32' && Number(value.shape[1]) >= 64 ? bytes / 2 : bytes
 }
 
+/** What this block keeps. Candidates are whole nodes: keeping one output of a node spares nothing if another is missing. */
 function choose(block: Block, options: RecomputeOptions, budget: number): ReadonlySet<Value> {
   if (options.policy === 'none') return new Set(block.wanted)
   if (options.policy === 'all') return new Set()
   const pool = new Set<Value>(block.wanted)
-  for (const node of rerun(block, new Set())) for (const x of node.inputs) if (x?.producer && block.forward.has(x.producer)) pool.add(x)
-  // Constants and other values that no run changes are recomputed for nothing.
-  const candidates = [...pool]
-    .filter((v) => v.producer!.inputs.length > 0)
-    .sort((a, b) => bytesIn(b, options.dims) - bytesIn(a, options.dims))
+  for (const node of rerun(block, new Set()))
+    for (const x of node.inputs) if (x?.producer && block.forward.has(x.producer)) pool.add(x)
+  const candidates = [...block.forward]
+    // Constants are recomputed for nothing.
+    .filter((n) => n.inputs.length > 0 && n.outputs.some((y) => pool.has(y)))
+    .map((node) => {
+      const values = node.outputs.filter((y) => pool.has(y))
+      return { values, bytes: values.reduce((n, v) => n + savedSize(v, options), 0) }
+    })
+    .sort((a, b) => b.bytes - a.bytes)
     .slice(0, MAX_CANDIDATES)
-  let best: { saved: Set<Value>; time: number; bytes: number } | null = null
+  let best: { saved: ReadonlySet<Value>; time: number } | null = null
   for (let mask = 0; mask < 1 << candidates.length; mask++) {
-    const saved = new Set(candidates.filter((_, i) => mask & (1 << i)))
-    let bytes = 0
-    for (const value of saved) bytes += savedSize(value, options)
+    const chosen = candidates.filter((_, i) => mask & (1 << i))
+    const bytes = chosen.reduce((n, c) => n + c.bytes, 0)
     if (bytes > budget) continue
-    let time = (2 * bytes) * SECONDS_PER_BYTE
+    const saved = new Set(chosen.flatMap((c) => c.values))
+    let time = bytes * SECONDS_PER_SAVED_BYTE
     for (const node of rerun(block, saved)) time += seconds(node, options.dims)
-    if (!best || time < best.time - 1e-9 || (time < best.time + 1e-9 && bytes < best.bytes)) best = { saved, time, bytes }
+    if (!best || time < best.time) best = { saved, time }
   }
   return best?.saved ?? new Set()
 }

@@ -62,6 +62,8 @@ ESPALIER_INLINE void put(bf16* p, float x) { *p = narrow(x); }
 ESPALIER_INLINE float halfToFloat(uint16_t h) {
 #if defined(__F16C__)
   return _cvtsh_ss(h);
+#elif ESPALIER_LANES == 16
+  return _mm_cvtss_f32(_mm_maskz_cvtph_ps(1, _mm_cvtsi32_si128(h)));
 #else
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
   const float magnitude = rest >= 0x7c00 ? floatOf(0x7f800000 | (rest & 0x3ff) << 13)
@@ -127,11 +129,13 @@ ESPALIER_INLINE void store(bf16* p, Vec v) {
 // ---- tails: the first n lanes (0 <= n <= kLanes) -------------------------------------------------------------------
 /// Lanes past n are 0; nothing past p[n - 1] is read.
 template <typename T> ESPALIER_INLINE Vec loadPart(const T* p, int n) {
+  if (n < 0 || n > kLanes) __builtin_unreachable();
   T buffer[kLanes] = {};
   memcpy(buffer, p, sizeof(T) * static_cast<size_t>(n));
   return load(buffer);
 }
 template <typename T> ESPALIER_INLINE void storePart(T* p, int n, Vec v) {
+  if (n < 0 || n > kLanes) __builtin_unreachable();
   T buffer[kLanes];
   store(buffer, v);
   memcpy(p, buffer, sizeof(T) * static_cast<size_t>(n));

@@ -56,6 +56,31 @@ inline const char* readWeights(Context& context, int first, int64_t format, int6
   return nullptr;
 }
 
+/// The first min(n, kLanes) halves at p as floats; the other lanes are 0.
+ESPALIER_INLINE Vec loadHalves(const uint16_t* p, int64_t n) {
+#if ESPALIER_LANES == 16
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(n >= kLanes ? 0xffff : (1u << n) - 1), p));
+#elif ESPALIER_LANES == 8
+  uint16_t buffer[kLanes] = {};
+  memcpy(buffer, p, 2 * static_cast<size_t>(n < kLanes ? n : kLanes));
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(buffer)));
+#else
+  Vec v = {};
+  for (int64_t i = 0; i < n && i < kLanes; i++) v[i] = halfToFloat(p[i]);
+  return v;
+#endif
+}
+/// One half as a float in every lane.
+ESPALIER_INLINE Vec broadcastHalf(const uint16_t* p) {
+#if ESPALIER_LANES == 16
+  return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(*p)));
+#elif ESPALIER_LANES == 8
+  return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(*p)));
+#else
+  return set1(halfToFloat(*p));
+#endif
+}
+
 /// absmax of NF4's flat block b: product and sum rounded one after the other, as bitsandbytes does.
 inline float nf4Absmax(const Weights& weights, int64_t b) {
   volatile const float product = kDynamicMap[static_cast<const uint8_t*>(weights.w[1])[b]] * static_cast<const float*>(weights.w[2])[b / 256];
@@ -70,6 +95,9 @@ ESPALIER_INLINE void blockScale(const Weights& weights, int64_t row, int64_t col
            : weights.format == Format::int4Symmetric ? -8.f * scale
                                                      : 0.f;
 }
+
+/// A 4-bit code as a float, by lookup.
+alignas(64) constexpr float kCodeValues[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 /// kNf4[code] for kLanes codes.
 ESPALIER_INLINE Vec lookupNf4(IVec code) {

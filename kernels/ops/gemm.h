@@ -29,6 +29,7 @@ struct Fp32 {
   template <typename T> static ESPALIER_INLINE Vec steps(const T* p, int64_t n) { return loadUpTo(p, n); }
   /// One step of kLanes neighbouring columns; `second` is not used.
   template <typename T> static ESPALIER_INLINE Vec across(const T* first, const T*, int64_t n) { return loadUpTo(first, n); }
+  static ESPALIER_INLINE Vec join(Vec first, Vec) { return first; }
 };
 
 #if defined(ESPALIER_ISA_AVX512BF16)
@@ -49,12 +50,15 @@ struct Bf16 {
   static ESPALIER_INLINE Vec interleave(__m256i first, __m256i second) {
     return (Vec)_mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
   }
-  static ESPALIER_INLINE Vec pair(Vec first, Vec second) {
-    return interleave((__m256i)_mm512_cvtneps_pbh(first), (__m256i)_mm512_cvtneps_pbh(second));
+  /// One step of kLanes columns from the values of its two elements.
+  static ESPALIER_INLINE Vec join(Vec first, Vec second) {
+    alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (Vec)_mm512_permutexvar_epi16(_mm512_load_si512(kOrder), (__m512i)_mm512_cvtne2ps_pbh(second, first));
   }
   /// Columns of rows `first` (low half) and `second` (high half; null reads as 0).
   static ESPALIER_INLINE Vec across(const float* first, const float* second, int64_t n) {
-    return pair(loadUpTo(first, n), second ? loadUpTo(second, n) : zero());
+    return join(loadUpTo(first, n), second ? loadUpTo(second, n) : zero());
   }
   static ESPALIER_INLINE Vec across(const bf16* first, const bf16* second, int64_t n) {
     const auto mask = static_cast<__mmask16>(n >= kLanes ? 0xffff : (1u << n) - 1);
@@ -77,6 +81,20 @@ constexpr int vectorsOf(int64_t columns) {
   return columns >= kPanelColumns ? kMaxVectors : static_cast<int>((columns + kLanes - 1) / kLanes);
 }
 
+/// Lanes [t * kTileRows, (t + 1) * kTileRows) of v.
+ESPALIER_INLINE void storeTile(float* to, Vec v, int t) {
+#if ESPALIER_LANES == 16
+  _mm256_storeu_ps(to, t ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v));
+#elif ESPALIER_LANES == 8
+  (void)t;
+  _mm_storeu_ps(to, _mm256_castps256_ps128(v));
+  _mm_storel_pi(reinterpret_cast<__m64*>(to + 4), _mm256_extractf128_ps(v, 1));
+#else
+  (void)t;
+  store(to, v);
+#endif
+}
+
 /// Packs rows [0, rows) of x (row-major, ld elements a row, k of them) as one group of kTilesPerGroup tiles. Tile t of
 /// the group starts at out + t * tileStride; rows past `rows` become 0 (also whole tiles, up to `tiles`).
 template <class A, typename T>
@@ -90,7 +108,7 @@ inline void packRows(const T* x, int64_t ld, int64_t rows, int64_t k, uint32_t* 
     const int count = steps - s < kLanes ? static_cast<int>(steps - s) : kLanes;
     for (int t = 0; t < tiles; t++) {
       auto* to = reinterpret_cast<float*>(out + t * tileStride + s * kTileRows);
-      for (int j = 0; j < count; j++) memcpy(to + j * kTileRows, reinterpret_cast<float*>(&r[j]) + t * kTileRows, 4 * kTileRows);
+      for (int j = 0; j < count; j++) storeTile(to + j * kTileRows, r[j], t);
     }
   }
 }

@@ -1,5 +1,4 @@
 // A base in memory: mapped weights that every graph's leaves are bound to (stop 5).
-import { weightTensors } from '../compiler/ops/weight.js'
 import type { LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer, Runtime } from '../runtime/types.js'
 import type { Architecture } from './architecture.js'
@@ -61,48 +60,4 @@ export function memoryBase(
       for (const buffer of buffers.values()) buffer.free()
     },
   }
-}
-
-/** A base of the given shape with random weights in one format: for benchmarks of models that are not at hand. */
-export function randomBase(runtime: Runtime, config: ModelConfig, format: 'int4' | 'f32' = 'int4', seed = 1): LoadedBase {
-  const architecture = architectureOf(config.modelType)
-  const formats = new Map<string, { format: 'int4' | 'int8' | 'f32'; block: number; shape: number[] }>()
-  const tensors = new Map<string, Uint8Array>()
-  let state = seed >>> 0 || 1
-  const next = () => {
-    state ^= state << 13
-    state ^= state >>> 17
-    state ^= state << 5
-    return state >>> 0
-  }
-  const norm = (name: string, size: number) => tensors.set(name, new Uint8Array(new Float32Array(size).fill(1).buffer))
-  const matrix = (name: string, kind: 'int4' | 'int8' | 'f32', outFeatures: number, inFeatures: number) => {
-    formats.set(name, { format: kind, block: 32, shape: [outFeatures, inFeatures] })
-    // Codes are uniform; scales give a spread near 0.02, the usual initialisation.
-    for (const t of weightTensors(kind, 32, outFeatures, inFeatures)) {
-      const size = t.shape.reduce((n, d) => n * d, 1)
-      if (t.dtype === 'f16') {
-        const halves: Record<string, number> = { '.scales': kind === 'int8' ? 0x0a00 : 0x1a00, '.offsets': 0xa5a0 }
-        tensors.set(name + t.suffix, new Uint8Array(new Uint16Array(size).fill(halves[t.suffix]!).buffer))
-      } else if (t.dtype === 'f32') {
-        const values = new Float32Array(size)
-        for (let i = 0; i < size; i++) values[i] = (next() / 2 ** 32 - 0.5) * 0.07
-        tensors.set(name, new Uint8Array(values.buffer))
-      } else {
-        const codes = new Uint32Array(Math.ceil(size / 4))
-        for (let i = 0; i < codes.length; i++) codes[i] = next()
-        tensors.set(name + t.suffix, new Uint8Array(codes.buffer, 0, size))
-      }
-    }
-  }
-  const head = format === 'f32' ? 'f32' : 'int8'
-  matrix('model.embed_tokens.weight', head, config.vocabSize, config.hiddenSize)
-  if (!config.tieWordEmbeddings) matrix('lm_head.weight', head, config.vocabSize, config.hiddenSize)
-  for (const { path, outFeatures, inFeatures } of architecture.linears(config)) matrix(`${path}.weight`, format, outFeatures, inFeatures)
-  norm('model.norm.weight', config.hiddenSize)
-  for (let i = 0; i < config.numHiddenLayers; i++) {
-    norm(`model.layers.${i}.input_layernorm.weight`, config.hiddenSize)
-    norm(`model.layers.${i}.post_attention_layernorm.weight`, config.hiddenSize)
-  }
-  return memoryBase(runtime, config, formats, tensors)
 }

@@ -17,7 +17,9 @@ import { goldenDir } from './folder.js'
 import { readTensors } from './safetensors.js'
 
 const root = goldenDir('models', 'tiny')
-const names = readdirSync(root, { withFileTypes: true }).filter((e) => e.isDirectory()).map((e) => e.name)
+const names = readdirSync(root, { withFileTypes: true })
+  .filter((e) => e.isDirectory())
+  .map((e) => e.name)
 
 describe('tiny models in float64', () => {
   for (const name of names) {
@@ -30,10 +32,14 @@ describe('tiny models in float64', () => {
     it(name, async () => {
       const config = parseModelConfig(json)
       const weights = new Map<string, Tensor>()
-      for (const file of readdirSync(join(root, name)).filter((f) => f.startsWith('model') && f.endsWith('.safetensors')))
+      for (const file of readdirSync(join(root, name)).filter(
+        (f) => f.startsWith('model') && f.endsWith('.safetensors'),
+      ))
         for (const [key, tensor] of readTensors(join(root, name, file))) weights.set(key, tensor)
       const formats: WeightFormats = new Map(
-        [...weights].filter(([, t]) => t.shape.length === 2).map(([key, t]) => [key, { format: 'f32', block: 32, shape: t.shape }]),
+        [...weights]
+          .filter(([, t]) => t.shape.length === 2)
+          .map(([key, t]) => [key, { format: 'f32', block: 32, shape: t.shape }]),
       )
       const io = JSON.parse(readFileSync(join(root, name, 'io.json'), 'utf8')) as { rows: number[][]; nll_mean: number }
       const expected = readTensors(join(root, name, 'io.safetensors'))
@@ -47,7 +53,10 @@ describe('tiny models in float64', () => {
       const ctx = new ModelContext(g, { config, formats })
       const h = architecture.build(ctx)
       const head = ctx.head()
-      g.output('logits', g.in('head', () => quantLinear(h, head)))
+      g.output(
+        'logits',
+        g.in('head', () => quantLinear(h, head)),
+      )
       const m = g.leaf('labels', 'input', 'i32', ['M'])
       const rows = g.leaf('lossRows', 'input', 'i32', ['M'])
       const loss = g.in('head', () => neg(reduceSum(linearLogProb(h, head, m, rows).logps, [0])))

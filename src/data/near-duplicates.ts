@@ -3,8 +3,10 @@
 import { philox } from './random.js'
 
 const numHashes = 64
-const rowsPerBand = 4 // 16 bands of 4: two texts with similarity 0.5 meet with probability 0.64, with 0.7 with 0.99
 const shingleWords = 3
+
+/** Rows of a band: 32 bands of 2 find pairs of similarity 0.3 with probability 0.95, 21 of 3 those of 0.5 with 0.94. */
+const rowsPerBandFor = (threshold: number): number => (threshold < 0.5 ? 2 : 3)
 
 export interface NearDuplicateOptions {
   /** Jaccard similarity of the shingle sets from which two texts count as the same. Default 0.5. */
@@ -38,6 +40,7 @@ export function clusterNearDuplicates(
   texts: readonly string[],
   { threshold = 0.5 }: NearDuplicateOptions = {},
 ): Int32Array {
+  const rowsPerBand = rowsPerBandFor(threshold)
   const multipliers = new Uint32Array(numHashes)
   const additions = new Uint32Array(numHashes)
   const block = new Uint32Array(4)
@@ -66,7 +69,7 @@ export function clusterNearDuplicates(
         if (value < signature[h]!) signature[h] = value
       }
     }
-    for (let start = 0; start < numHashes; start += rowsPerBand) {
+    for (let start = 0; start + rowsPerBand <= numHashes; start += rowsPerBand) {
       const key = `${start}:${signature.subarray(start, start + rowsPerBand).join()}`
       const bucket = buckets.get(key)
       if (!bucket) {

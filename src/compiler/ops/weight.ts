@@ -1,6 +1,6 @@
 // How a frozen matrix is stored, and its meaning in standard ops. The same four inputs serve every format, so that one
 // op record and one kernel cover all of them (design §4).
-import { type DType, type Graph, type Shape, type Value } from '../graph.js'
+import type { DType, Graph, Shape, Value } from '../graph.js'
 import { add, bitwiseAnd, cast, mul, shiftRight, sub } from './elementwise.js'
 import { concat, gather, reshape, unsqueeze } from './shape.js'
 import { constant, ints, scalar } from './tensor.js'
@@ -30,7 +30,12 @@ export interface WeightTensor {
 const NESTED_BLOCK = 256
 
 /** The tensors of a matrix in one format, in the order of the op inputs. */
-export function weightTensors(format: WeightFormat, block: number, outFeatures: number, inFeatures: number): WeightTensor[] {
+export function weightTensors(
+  format: WeightFormat,
+  block: number,
+  outFeatures: number,
+  inFeatures: number,
+): WeightTensor[] {
   const blocks = [outFeatures, inFeatures / block]
   const codes: WeightTensor = { suffix: '.codes', dtype: 'u8', shape: [outFeatures, inFeatures / 2] }
   const scales: WeightTensor = { suffix: '.scales', dtype: 'f16', shape: blocks }
@@ -58,7 +63,12 @@ export function weightTensors(format: WeightFormat, block: number, outFeatures: 
 
 /** Declares the leaves of a matrix. */
 export function weightLeaf(
-  graph: Graph, name: string, format: WeightFormat, block: number, outFeatures: number, inFeatures: number,
+  graph: Graph,
+  name: string,
+  format: WeightFormat,
+  block: number,
+  outFeatures: number,
+  inFeatures: number,
 ): Weight {
   const tensors = weightTensors(format, block, outFeatures, inFeatures).map((t) =>
     graph.leaf(name + t.suffix, 'weight', t.dtype, t.shape),
@@ -74,15 +84,21 @@ export const NF4_TABLE: readonly number[] = [
   0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ]
 
-/** The signed 8-bit dynamic map of bitsandbytes (create_dynamic_map), ascending, 256 values. */
+/**
+ * The signed 8-bit dynamic map of bitsandbytes (create_dynamic_map), ascending, 256 values: bit for bit, so rounded to
+ * float32 wherever torch.linspace rounds, which counts from the nearer end.
+ */
 export const DYNAMIC_MAP: readonly number[] = (() => {
+  const f = Math.fround
+  const first = f(0.1)
   const values: number[] = []
   for (let i = 0; i < 7; i++) {
-    const steps = 2 ** i + 1
-    for (let j = 0; j < steps - 1; j++) {
-      const left = 0.1 + (0.9 * j) / (steps - 1)
-      const right = 0.1 + (0.9 * (j + 1)) / (steps - 1)
-      const value = Math.fround(((left + right) / 2) * 10 ** (i - 6))
+    const steps = 2 ** i
+    const step = f(f(1 - first) / steps)
+    const boundary = (j: number) => (2 * j < steps + 1 ? f(first + step * j) : f(1 - step * (steps - j)))
+    for (let j = 0; j < steps; j++) {
+      const mean = f(f(boundary(j) + boundary(j + 1)) / 2)
+      const value = f(f(10 ** (i - 6)) * mean)
       values.push(value, -value)
     }
   }
@@ -119,7 +135,10 @@ function decode(weight: Weight, tensors: Weight['tensors'], rows: Shape[number])
     const values = gather(constant(g, NF4_TABLE, [16], float), cast(nibbles(w0, rows, k), 'i64'))
     const blocks = weight.outFeatures * (k / block)
     const map = gather(constant(g, DYNAMIC_MAP, [256], float), cast(w1!, 'i64'))
-    const nestedIndex = ints(g, Array.from({ length: blocks }, (_, i) => Math.floor(i / NESTED_BLOCK)))
+    const nestedIndex = ints(
+      g,
+      Array.from({ length: blocks }, (_, i) => Math.floor(i / NESTED_BLOCK)),
+    )
     const nested = reshape(gather(cast(w2!, float), nestedIndex), [weight.outFeatures, k / block])
     const absmax = add(mul(map, nested), cast(w3!, float))
     const { grouped, scale } = perBlock(values, absmax)

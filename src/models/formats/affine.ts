@@ -35,10 +35,14 @@ function asymmetricGrid(values: Float32Array, from: number, to: number, into: Gr
 }
 
 /** The value of largest magnitude, the first one of several, becomes the code −8 exactly. */
-function signedMaxGrid(values: Float32Array, from: number, to: number, into: Grid): void {
+export function signedMaxScale(values: Float32Array, from: number, to: number): number {
   let largest = 0
   for (let i = from; i < to; i++) if (Math.abs(values[i]!) > Math.abs(largest)) largest = values[i]!
-  into.scale = toHalf(largest / -8)
+  return largest / -8
+}
+
+function signedMaxGrid(values: Float32Array, from: number, to: number, into: Grid): void {
+  into.scale = toHalf(signedMaxScale(values, from, to))
 }
 
 function absmaxGrid(values: Float32Array, from: number, to: number, into: Grid): void {
@@ -63,11 +67,10 @@ function defineAffine(options: AffineOptions): WeightFormat {
       const first = from * columns
       for (let b = first / block, at = 0; at < values.length; b++) {
         const scale = half[scales[b]!]!
-        const offset = offsets ? half[offsets[b]!]! : 0
         for (let i = 0; i < block; i++, at++) {
           const index = first + at
           const stored = bits === 4 ? (codes[index >> 1]! >> ((index & 1) << 2)) & 15 : (codes[index]! << 24) >> 24
-          values[at] = (stored - zeroPoint) * scale + offset
+          values[at] = offsets ? stored * scale + half[offsets[b]!]! : (stored - zeroPoint) * scale
         }
       }
       return values
@@ -77,8 +80,9 @@ function defineAffine(options: AffineOptions): WeightFormat {
 
 /** Nearest code of each value on the grid with the stored scale: quotients in float64, ties to even. */
 function packAffine(options: AffineOptions, columns: number, block: number, write: PartSink): Packer {
-  const { minCode, maxCode, bits, hasOffset, zeroPoint } = options
+  const { bits, hasOffset, zeroPoint } = options
   const half = halfTable()
+  const stored = new Int32Array(block)
   const grid: Grid = { scale: 0, offset: 0 }
   let sumOfSquares = 0
   let errorSquares = 0
@@ -98,17 +102,13 @@ function packAffine(options: AffineOptions, columns: number, block: number, writ
         }
         scales[b] = grid.scale
         if (hasOffset) offsets[b] = grid.offset
-        const inverse = scale === 0 ? 0 : 1 / scale
-        const zeroCode = hasOffset ? 0 : zeroPoint
-        for (let i = from; i < from + block; i++) {
-          const value = values[i]!
-          const quotient = scale === 0 ? zeroCode : nearest(value - offset, scale, inverse)
-          const stored = quotient < minCode ? minCode : quotient > maxCode ? maxCode : quotient
-          const difference = stored * scale + offset - value
-          sumOfSquares += value * value
-          errorSquares += difference * difference
-          if (bits === 4) codes[i >> 1]! |= stored << ((i & 1) << 2)
-          else codes[i] = stored
+        const difference = encodeBlock(values, from, block, scale, offset, options, stored)
+        errorSquares += difference
+        for (let i = 0; i < block; i++) {
+          const at = from + i
+          sumOfSquares += values[at]! * values[at]!
+          if (bits === 4) codes[at >> 1]! |= stored[i]! << ((at & 1) << 2)
+          else codes[at] = stored[i]!
         }
       }
       write(0, codes, (firstRow * columns * bits) / 8)
@@ -119,8 +119,35 @@ function packAffine(options: AffineOptions, columns: number, block: number, writ
   }
 }
 
-/** Rounded quotient; the product by the inverse decides unless it is close to a tie. */
-function nearest(value: number, scale: number, inverse: number): number {
+/**
+ * Nearest codes of a block on the grid code·scale + offset; a block of scale 0 takes the code nearest to zero's.
+ * @returns the sum of squared differences
+ */
+export function encodeBlock(
+  values: Float32Array,
+  from: number,
+  count: number,
+  scale: number,
+  offset: number,
+  range: { minCode: number; maxCode: number; zeroPoint: number },
+  codes: Int32Array,
+): number {
+  const { minCode, maxCode } = range
+  const inverse = scale === 0 ? 0 : 1 / scale
+  let errorSquares = 0
+  for (let i = 0; i < count; i++) {
+    const value = values[from + i]!
+    const nearest = scale === 0 ? range.zeroPoint : nearestInteger(value - offset, scale, inverse)
+    const code = Math.max(minCode, Math.min(maxCode, nearest))
+    codes[i] = code
+    const difference = code * scale + offset - value
+    errorSquares += difference * difference
+  }
+  return errorSquares
+}
+
+/** Rounded quotient in float64, ties to even; the product by the inverse decides unless it is close to a tie. */
+function nearestInteger(value: number, scale: number, inverse: number): number {
   const product = value * inverse
   const rounded = product + ROUND - ROUND
   return Math.abs(Math.abs(product - rounded) - 0.5) < 1e-9 ? value / scale + ROUND - ROUND : rounded

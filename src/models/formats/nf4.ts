@@ -13,20 +13,33 @@ export const dynamicMap = new Float32Array(DYNAMIC_MAP)
 export const NESTED_BLOCK = 256
 
 /** Midpoints of neighbouring values of an ascending table, exact in double. */
-export const midpointsOf = (table: Float32Array): Float64Array =>
+const midpointsOf = (table: Float32Array): Float64Array =>
   new Float64Array(table.length - 1).map((_, i) => (table[i]! + table[i + 1]!) / 2)
 
-/** Number of midpoints strictly below x: the index of the nearest table value, ties to the lower one. */
-export function nearestIndex(midpoints: Float64Array, x: number): number {
-  let low = 0
-  let high = midpoints.length
-  while (low < high) {
-    const middle = (low + high) >> 1
-    if (midpoints[middle]! < x) low = middle + 1
-    else high = middle
+const BUCKETS = 1024
+
+/** Number of midpoints strictly below x in [−1, 1]: the index of the nearest table value, ties to the lower one. */
+export type NearestIndex = (x: number) => number
+
+/** Builds the search: a bucket gives the first index that it can be, few steps remain. */
+export function nearestIndexOf(table: Float32Array): NearestIndex {
+  const midpoints = midpointsOf(table)
+  const first = new Uint16Array(BUCKETS + 1)
+  for (let bucket = 0, index = 0; bucket <= BUCKETS; bucket++) {
+    // A little early: the bucket of an x is found in floating point.
+    const edge = (bucket / BUCKETS) * 2 - 1 - 1e-9
+    while (index < midpoints.length && midpoints[index]! < edge) index++
+    first[bucket] = index
   }
-  return low
+  return (x) => {
+    let index = first[Math.max(0, Math.min(BUCKETS, ((x + 1) * (BUCKETS / 2)) | 0))]!
+    while (index < midpoints.length && midpoints[index]! < x) index++
+    return index
+  }
 }
+
+const nearestNf4 = nearestIndexOf(nf4Table)
+const nearestDynamic = nearestIndexOf(dynamicMap)
 
 export interface NestedScales {
   codes: Uint8Array
@@ -35,11 +48,10 @@ export interface NestedScales {
 }
 
 /** Double quantization of block scales: mean taken off, then 8-bit dynamic codes in blocks of 256. */
-export function quantizeScales(absmax: Float32Array, map = dynamicMap): NestedScales {
+export function quantizeScales(absmax: Float32Array): NestedScales {
   let sum = 0
   for (let i = 0; i < absmax.length; i++) sum += absmax[i]!
   const offset = Math.fround(sum / absmax.length)
-  const midpoints = midpointsOf(map)
   const codes = new Uint8Array(absmax.length)
   const nestedAbsmax = new Float32Array(Math.ceil(absmax.length / NESTED_BLOCK))
   for (let n = 0; n < nestedAbsmax.length; n++) {
@@ -49,37 +61,29 @@ export function quantizeScales(absmax: Float32Array, map = dynamicMap): NestedSc
     nestedAbsmax[n] = largest
     const inverse = largest === 0 ? 0 : Math.fround(1 / largest)
     for (let i = n * NESTED_BLOCK; i < to; i++) {
-      codes[i] = nearestIndex(midpoints, Math.fround(Math.fround(absmax[i]! - offset) * inverse))
+      codes[i] = nearestDynamic(Math.fround(Math.fround(absmax[i]! - offset) * inverse))
     }
   }
   return { codes, nestedAbsmax, offset }
 }
 
 /** float32 block scales from their nested form. */
-export function dequantizeScales(scales: NestedScales, map = dynamicMap): Float32Array {
+export function dequantizeScales(scales: NestedScales): Float32Array {
   return new Float32Array(scales.codes.length).map((_, i) =>
     Math.fround(
-      Math.fround(map[scales.codes[i]!]! * scales.nestedAbsmax[Math.floor(i / NESTED_BLOCK)]!) + scales.offset,
+      Math.fround(dynamicMap[scales.codes[i]!]! * scales.nestedAbsmax[Math.floor(i / NESTED_BLOCK)]!) + scales.offset,
     ),
   )
 }
 
 /** NF4 codes of one block and its absmax. `codes` takes one code per byte. */
-export function quantizeNf4Block(
-  values: Float32Array,
-  from: number,
-  to: number,
-  codes: Uint8Array,
-  midpoints = nf4Midpoints,
-): number {
+export function quantizeNf4Block(values: Float32Array, from: number, to: number, codes: Uint8Array): number {
   let absmax = 0
   for (let i = from; i < to; i++) absmax = Math.max(absmax, Math.abs(values[i]!))
   const inverse = absmax === 0 ? 0 : Math.fround(1 / absmax)
-  for (let i = from; i < to; i++) codes[i - from] = nearestIndex(midpoints, Math.fround(values[i]! * inverse))
+  for (let i = from; i < to; i++) codes[i - from] = nearestNf4(Math.fround(values[i]! * inverse))
   return absmax
 }
-
-const nf4Midpoints = midpointsOf(nf4Table)
 
 function packNf4(rows: number, columns: number, block: number, write: PartSink): Packer {
   const blocks = (rows * columns) / block

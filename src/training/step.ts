@@ -82,7 +82,7 @@ export async function openTrainProgram(options: TrainProgramOptions): Promise<Tr
   const update = await bindProgram(runtime, compile(updateGraph(graph, layout.length), { cut: 'none', dims: {} }), {
     leaf: (name) => (state[name] ? { buffer: state[name], byteOffset: 0 } : null),
   })
-  update.i64('groups').set([0n, BigInt(layout.length)])
+  if (update.has('groups')) update.i64('groups').set([0n, BigInt(layout.length)]) // the lowering knows them
   return new CompiledTrainProgram(options, dims, compiled, { train, update, norms }, state, workspace, leaf)
 }
 

@@ -312,7 +312,10 @@ class StockProgram implements Program {
 
   end(): Promise<void> {
     this.#ended()
-    this.#end ??= this.#thread.send({ kind: 'close', program: this.#id }).then(() => {})
+    this.#end ??= this.#thread.send({ kind: 'close', program: this.#id }).then(
+      () => {},
+      () => {}, // the thread has ended: there is nothing left to release
+    )
     return this.#end
   }
 }

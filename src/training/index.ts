@@ -1,0 +1,41 @@
+// What the training room offers to the SDK and to recipes.
+import type { Listener } from './events.js'
+import type { PlanReport } from './plan.js'
+import { prepareRun, type TrainableRecipe } from './prepare.js'
+import { type Run, type RunOptions, startPlan, startRun } from './run.js'
+
+/** Trains as the recipe says: an async iterable of events, with the result as a promise. */
+export function run(recipe: TrainableRecipe, options: RunOptions = {}): Run {
+  return startRun(recipe, prepareRun, options)
+}
+
+/** What a run of the recipe would do and cost: steps, memory, time. Trains nothing and writes no run directory. */
+export function plan(
+  recipe: TrainableRecipe,
+  options: { signal?: AbortSignal; emit?: Listener } = {},
+): Promise<PlanReport> {
+  return startPlan(recipe, prepareRun, options)
+}
+
+export { type RunAdapter, openAdapter } from './adapter.js'
+export { CheckpointError, listCheckpoints } from './checkpoint.js'
+export {
+  type ChoiceResult,
+  type ChoiceRow,
+  type Document,
+  evaluateChoices,
+  evaluateLoss,
+  type HeldOutLoss,
+} from './evaluate.js'
+export type * from './events.js'
+export { type LossName, lossNames, losses } from './losses/index.js'
+export { NonFiniteError } from './non-finite.js'
+export { optimizerSchema, optimizers } from './optimizers.js'
+export type { MemoryEstimate, PlanReport, TimeEstimate } from './plan.js'
+export { type DataOptions, type EncodingOptions, prepareData, prepareRun, type TrainableRecipe } from './prepare.js'
+export type { AdapterLayout, MicroBatch, TrainProgram } from './program.js'
+export { type Run, type RunOptions, readReport } from './run.js'
+export { hashRecipe } from './run-directory.js'
+export { learningRateAt, type ScheduleName, type ScheduleOptions, scheduleSchema, schedules } from './schedules.js'
+export { type StageName, type StageOptions, stageSchema, stages } from './stages/index.js'
+export { openTrainProgram, type TrainProgramOptions } from './step.js'

@@ -1,10 +1,12 @@
 // A base in memory: mapped weights that every graph's leaves are bound to (stop 5).
+import { loweredType } from '../compiler/ops/weight.js'
 import type { LeafMemory } from '../runtime/bind.js'
-import type { DeviceBuffer, Runtime } from '../runtime/types.js'
+import type { DeviceBuffer, DType, Runtime } from '../runtime/types.js'
 import type { Architecture } from './architecture.js'
 import { openBase, type OpenedBase } from './base-directory.js'
 import type { ModelConfig } from './config.js'
 import type { WeightFormats } from './context.js'
+import { bfloat16ToFloat32, halfToFloat32 } from './float16.js'
 import { architectureOf } from './index.js'
 
 export interface LoadedBase {
@@ -21,8 +23,9 @@ export interface LoadedBase {
 
 /** Maps the weights of a base directory. Nothing is read until it is used. */
 export async function loadBase(runtime: Runtime, base: OpenedBase | string): Promise<LoadedBase & { opened: OpenedBase }> {
-  const opened = typeof base === 'string' ? await openBase(base) : base
+  const opened = typeof base === 'string' ? openBase(base) : base
   const weights = runtime.mapFile(opened.weightsPath)
+  const widened = new WidenedTensors(runtime)
   return {
     opened,
     runtime,
@@ -32,18 +35,29 @@ export async function loadBase(runtime: Runtime, base: OpenedBase | string): Pro
     mappedBytes: weights.byteLength,
     leaf(name) {
       const tensor = opened.tensors.get(name)
-      return tensor ? { buffer: weights, byteOffset: tensor.byteOffset } : null
+      if (!tensor) return null
+      return widened.of(name, tensor.dtype, () => weights.read(tensor.byteOffset, tensor.byteLength))
+        ?? { buffer: weights, byteOffset: tensor.byteOffset }
     },
-    close: () => weights.free(),
+    close() {
+      weights.free()
+      widened.free()
+    },
   }
 }
 
-/** A base whose weights lie in memory of the process, by leaf name (tests, random models). */
+export interface MemoryTensor {
+  readonly dtype: DType
+  readonly bytes: Uint8Array
+}
+
+/** A base whose weights lie in memory of the process, by leaf name. */
 export function memoryBase(
-  runtime: Runtime, config: ModelConfig, formats: WeightFormats, tensors: ReadonlyMap<string, Uint8Array>,
+  runtime: Runtime, config: ModelConfig, formats: WeightFormats, tensors: ReadonlyMap<string, MemoryTensor>,
 ): LoadedBase {
+  const widened = new WidenedTensors(runtime)
   const buffers = new Map<string, DeviceBuffer>()
-  for (const [name, bytes] of tensors) {
+  for (const [name, { bytes }] of tensors) {
     const buffer = runtime.allocate(Math.max(64, bytes.byteLength))
     buffer.bytes.set(bytes)
     buffers.set(name, buffer)
@@ -54,10 +68,42 @@ export function memoryBase(
     mappedBytes: [...buffers.values()].reduce((n, b) => n + b.byteLength, 0),
     leaf(name) {
       const buffer = buffers.get(name)
-      return buffer ? { buffer, byteOffset: 0 } : null
+      const tensor = tensors.get(name)
+      if (!buffer || !tensor) return null
+      return widened.of(name, tensor.dtype, () => tensor.bytes) ?? { buffer, byteOffset: 0 }
     },
     close() {
       for (const buffer of buffers.values()) buffer.free()
+      widened.free()
     },
+  }
+}
+
+/** f32 copies of 16-bit tensors for runtimes without kernels, whose graphs take no 16-bit floats. */
+class WidenedTensors {
+  private readonly runtime: Runtime
+  private readonly copies = new Map<string, DeviceBuffer>()
+
+  constructor(runtime: Runtime) {
+    this.runtime = runtime
+  }
+
+  of(name: string, dtype: DType, read: () => Uint8Array): LeafMemory | null {
+    if (this.runtime.info.kernels || loweredType(dtype) === dtype) return null
+    let copy = this.copies.get(name)
+    if (!copy) {
+      const bytes = read()
+      const bits = new Uint16Array(bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength >> 1)
+      copy = this.runtime.allocate(Math.max(64, bits.length * 4))
+      const into = new Float32Array(copy.bytes.buffer as ArrayBuffer, copy.bytes.byteOffset, bits.length)
+      if (dtype === 'f16') halfToFloat32(bits, into)
+      else bfloat16ToFloat32(bits, into)
+      this.copies.set(name, copy)
+    }
+    return { buffer: copy, byteOffset: 0 }
+  }
+
+  free(): void {
+    for (const copy of this.copies.values()) copy.free()
   }
 }

@@ -1,6 +1,7 @@
 // One row of the case tables: how an op is called, on which data, and what it is differentiated by.
 import type { DType, Graph, Shape, Value } from '../../src/compiler/graph.js'
-import { type Weight, type WeightFormat, weightLeaf, weightTensors } from '../../src/compiler/ops/weight.js'
+import { type Weight, loweredType, type WeightFormat, weightLeaf, weightTensors } from '../../src/compiler/ops/weight.js'
+import { bfloat16ToFloat32, float32ToBfloat16, halfTable, toHalf } from '../../src/models/float16.js'
 import type { Tensor } from './oracle.js'
 
 export interface OpCase {
@@ -29,13 +30,6 @@ export function randomSource(seed: number): () => number {
     t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296
   }
-}
-
-/** bf16 of a number, as a number. */
-export function roundToBf16(x: number): number {
-  const bits = new Uint32Array(new Float32Array([x]).buffer)[0]!
-  const rounded = (bits + 0x7fff + ((bits >>> 16) & 1)) & 0xffff0000
-  return new Float32Array(new Uint32Array([rounded >>> 0]).buffer)[0]!
 }
 
 /** Declares leaves for a graph and remembers the data that feeds them; the same seed gives the same data. */
@@ -72,7 +66,7 @@ export class CaseBuilder {
   activation(name: string, shape: Shape, spread = 1): Value {
     const { data, shape: sizes } = this.data(shape, () => {
       const x = Math.fround(this.normal() * spread)
-      return this.isNarrow ? roundToBf16(x) : x
+      return this.isNarrow ? narrowToBf16(x) : x
     })
     const dtype = this.graph.kernels ? this.graph.activationType : this.graph.floatType
     this.feeds[name] = { dtype, shape: sizes, data }
@@ -103,14 +97,13 @@ export class CaseBuilder {
         if (t.suffix === '.nestedAbsmax') return Math.fround(0.02 + 0.02 * this.random())
         if (t.suffix === '.nestedOffset') return Math.fround(0.07)
         const x = Math.fround(this.normal() * 0.05)
-        return t.dtype === 'bf16' ? toBf16Bits(x) : x
+        return t.dtype === 'bf16' ? bf16Bits(x) : x
       }
       const { data, shape } = this.data(t.shape, make)
-      // onnxruntime-node takes no bf16 tensors: the oracle sees the same numbers as f32.
-      if (t.dtype === 'bf16' && !this.graph.kernels) this.feeds[name] = { dtype: 'f32', shape, data: data.map(fromBf16Bits) }
-      else this.feeds[name + t.suffix] = { dtype: t.dtype, shape, data }
+      const wide = this.graph.kernels ? t.dtype : loweredType(t.dtype)
+      const decode = t.dtype === 'f16' ? (bits: number) => halfTable()[bits]! : bf16Value
+      this.feeds[name + t.suffix] = { dtype: wide, shape, data: wide === t.dtype ? data : data.map(decode) }
     }
-    if (format === 'bf16' && !this.graph.kernels) return weightLeaf(this.graph, name, 'f32', block, outFeatures, inFeatures)
     return weightLeaf(this.graph, name, format, block, outFeatures, inFeatures)
   }
 
@@ -119,19 +112,9 @@ export class CaseBuilder {
   }
 }
 
-function toBf16Bits(x: number): number {
-  return new Uint32Array(new Float32Array([roundToBf16(x)]).buffer)[0]! >>> 16
-}
-
-function fromBf16Bits(bits: number): number {
-  return new Float32Array(new Uint32Array([(bits << 16) >>> 0]).buffer)[0]!
-}
-
-/** IEEE half bits of a number in the normal range. */
-export function toHalf(x: number): number {
-  const bits = new Uint32Array(new Float32Array([x]).buffer)[0]!
-  const sign = (bits >>> 16) & 0x8000
-  const exponent = ((bits >>> 23) & 255) - 127 + 15
-  const rounded = ((exponent << 10) | ((bits >>> 13) & 0x3ff)) + ((bits >>> 12) & 1)
-  return sign | rounded
-}
+/** bf16 bits of a number, rounded to nearest even. */
+export const bf16Bits = (x: number): number => float32ToBfloat16(Float32Array.of(x))[0]!
+/** The number that bf16 bits stand for. */
+export const bf16Value = (bits: number): number => bfloat16ToFloat32(Uint16Array.of(bits))[0]!
+/** A number as bf16 holds it. */
+export const narrowToBf16 = (x: number): number => bf16Value(bf16Bits(x))

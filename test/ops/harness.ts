@@ -7,7 +7,7 @@ import { mul } from '../../src/compiler/ops/elementwise.js'
 import { scalar } from '../../src/compiler/ops/tensor.js'
 import { bindProgram, type BoundProgram } from '../../src/runtime/bind.js'
 import { type Runtime } from '../../src/runtime/types.js'
-import { CaseBuilder, type OpCase, randomSource } from './case.js'
+import { bf16Bits, bf16Value, CaseBuilder, narrowToBf16, type OpCase, randomSource } from './case.js'
 import { runOracle, type Tensor } from './oracle.js'
 
 export interface TracedCase {
@@ -29,7 +29,7 @@ export function traceCase(opCase: OpCase, options: GraphOptions & { isNarrow: bo
     // A bf16 gradient sees rounded numbers; the oracle must see the same.
     if (options.isNarrow && !options.kernels && isActivation(opCase, name)) {
       const given = builder.feeds[`seed.${name}`]!
-      builder.feeds[`seed.${name}`] = { ...given, data: Array.from(given.data, narrow) }
+      builder.feeds[`seed.${name}`] = { ...given, data: Array.from(given.data, narrowToBf16) }
     }
     seeds.set(y, seed)
   }
@@ -52,19 +52,6 @@ function isActivation(opCase: OpCase, output: string): boolean {
   return outputs[output]!.dtype === 'bf16'
 }
 
-const scratch = new Float32Array(1)
-const scratchBits = new Uint32Array(scratch.buffer)
-function bf16Bits(x: number): number {
-  scratch[0] = x
-  const bits = scratchBits[0]!
-  return ((bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16) & 0xffff
-}
-function fromBits(bits: number): number {
-  scratchBits[0] = (bits << 16) >>> 0
-  return scratch[0]!
-}
-const narrow = (x: number): number => fromBits(bf16Bits(x))
-
 function write(bytes: Uint8Array, dtype: DType, data: ArrayLike<number>): void {
   const { buffer, byteOffset } = bytes
   const n = data.length
@@ -76,14 +63,14 @@ function write(bytes: Uint8Array, dtype: DType, data: ArrayLike<number>): void {
   else if (dtype === 'f16') new Uint16Array(buffer, byteOffset, n).set(data)
   else if (dtype === 'bf16') {
     const out = new Uint16Array(buffer, byteOffset, n)
-    for (let i = 0; i < n; i++) out[i] = Number.isInteger(data[i]) && data[i]! > 4096 ? data[i]! : bf16Bits(data[i]!)
+    for (let i = 0; i < n; i++) out[i] = bf16Bits(data[i]!)
   } else throw new Error(`a test cannot write ${dtype}`)
 }
 
 function readBack(bytes: Uint8Array, dtype: DType, n: number): Float64Array {
   const { buffer, byteOffset } = bytes
   if (dtype === 'f32') return Float64Array.from(new Float32Array(buffer, byteOffset, n))
-  if (dtype === 'bf16') return Float64Array.from(new Uint16Array(buffer, byteOffset, n), fromBits)
+  if (dtype === 'bf16') return Float64Array.from(new Uint16Array(buffer, byteOffset, n), bf16Value)
   throw new Error(`a test cannot read ${dtype}`)
 }
 

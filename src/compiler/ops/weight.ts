@@ -61,6 +61,9 @@ export function weightTensors(
   }
 }
 
+/** 16-bit floats reach lowered graphs as f32: onnxruntime-node takes no bf16, and software devices no f16. */
+export const loweredType = (dtype: DType): DType => (dtype === 'f16' || dtype === 'bf16' ? 'f32' : dtype)
+
 /** Declares the leaves of a matrix. */
 export function weightLeaf(
   graph: Graph,
@@ -71,7 +74,7 @@ export function weightLeaf(
   inFeatures: number,
 ): Weight {
   const tensors = weightTensors(format, block, outFeatures, inFeatures).map((t) =>
-    graph.leaf(name + t.suffix, 'weight', t.dtype, t.shape),
+    graph.leaf(name + t.suffix, 'weight', graph.kernels ? t.dtype : loweredType(t.dtype), t.shape),
   )
   const [w0 = null, w1 = null, w2 = null, w3 = null] = tensors
   return { format, block, outFeatures, inFeatures, tensors: [w0!, w1, w2, w3] }

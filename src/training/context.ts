@@ -1,5 +1,6 @@
 // What a stage is given: the resolved recipe, its folder, and what opens base, data and the compiled step.
 // The parts come from other rooms; a stage only joins them.
+import type { DataReport, PreviewRow } from '../data/index.js'
 import type { Document, ChoiceRow } from './evaluate.js'
 import type { EndReason, EvaluationResult, TrainingEvent } from './events.js'
 import type { LossName } from './losses/index.js'
@@ -65,7 +66,15 @@ export interface PreparedRun {
   measureCeiling?(): Promise<number>
   /** Continuation of a prompt, for the samples panel. */
   generate?(prompt: string, options: { maxNewTokens: number; adapter: boolean }): Promise<string>
+  /** What became of the rows, and some of them as the model will see them. */
+  describeData?(): DataDescription
   close(): void | Promise<void>
+}
+
+export interface DataDescription {
+  train: DataReport
+  heldOut: DataReport | undefined
+  rows: PreviewRow[]
 }
 
 export interface StageOutcome {

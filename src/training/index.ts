@@ -27,6 +27,7 @@ export {
   evaluateLoss,
   type HeldOutLoss,
 } from './evaluate.js'
+export { type AdapterEvaluation, type EvaluateAdapterOptions, evaluateAdapter } from './evaluate-adapter.js'
 export type * from './events.js'
 export { type LossName, lossNames, losses } from './losses/index.js'
 export { NonFiniteError } from './non-finite.js'

@@ -2,7 +2,7 @@
 // memory from the planner, time from a short probe of the compiled step.
 import { freemem } from 'node:os'
 import { readFileSync } from 'node:fs'
-import type { PreparedRun } from './context.js'
+import type { DataDescription, PreparedRun } from './context.js'
 
 export interface PlanReport {
   base: string
@@ -13,6 +13,8 @@ export interface PlanReport {
   tokensPerStep: number
   targetTokensPerStep: number
   heldOutRows: number
+  /** Counts, token-length quantiles and some rows with the trained tokens flagged. */
+  data: DataDescription | undefined
   memory: MemoryEstimate
   time: TimeEstimate | undefined
 }
@@ -134,6 +136,7 @@ export async function planRun(
     tokensPerStep,
     targetTokensPerStep: first.targetTokens,
     heldOutRows: heldOut.documents.length + heldOut.choices.length,
+    data: prepared.describeData?.(),
     memory,
     time,
   }

@@ -13,6 +13,7 @@ import {
   heldOutDocuments,
   Loader,
   prepareStore,
+  previewRows,
   RowEncoder,
   type RowSource,
   type RowTypeName,
@@ -306,6 +307,11 @@ export async function prepareRun(
           session.close()
         }
       },
+      describeData: () => ({
+        train: data.report,
+        heldOut: data.heldOutReport,
+        rows: previewRows(data.store, data.tokenizer, { seed: options.seed }),
+      }),
       close: closeAll,
     }
   } catch (error) {

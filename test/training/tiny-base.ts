@@ -13,7 +13,7 @@ export async function importTiny(folder: string, name = 'llama', format: 'none' 
   return out
 }
 
-const words = ['red', 'green', 'blue', 'one', 'two', 'three', 'cat', 'dog', 'fish', 'sun', 'moon']
+export const words = ['red', 'green', 'blue', 'one', 'two', 'three', 'cat', 'dog', 'fish', 'sun', 'moon']
 
 /** Writes `count` rows of {prompt, completion}: the completion repeats the last word. */
 export function writeRows(path: string, count: number, seed: number): string {

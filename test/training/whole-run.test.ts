@@ -4,8 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { TrainingEvent } from '../../src/training/events.js'
-import { plan, run } from '../../src/training/index.js'
-import { importTiny, tinyRecipe } from './tiny-base.js'
+import { evaluateAdapter, plan, run } from '../../src/training/index.js'
+import { importTiny, tinyRecipe, words } from './tiny-base.js'
 
 let folder: string
 let base: string
@@ -91,9 +91,26 @@ describe.each(Object.entries(paths))('a tiny run, %s', (path, runtime) => {
     },
   )
 
+  it('evaluates base and adapter apart from training as the run did', async () => {
+    const learnDir = join(folder, `${path}-learn`)
+    const { before, after } = JSON.parse(readFileSync(join(learnDir, 'report.json'), 'utf8'))
+    const recipe = tinyRecipe({ folder, base, runtime })
+    const alone = await evaluateAdapter(recipe, { precision: 'strict' })
+    const adapted = await evaluateAdapter(recipe, { adapter: join(learnDir, 'adapter'), precision: 'strict' })
+    expect(alone.loss).toBeCloseTo(before.loss, 5)
+    expect(adapted.loss).toBeCloseTo(after.loss, 5)
+  })
+
+  it('judges by choices where the data names them', async () => {
+    const { result } = await runTiny('choices', { data: { choices: [...words] }, stage: { maxSteps: 1 } })
+    expect(result.before!.metrics['eval/accuracy']).toBeGreaterThanOrEqual(0)
+    expect(result.before!.metrics['eval/rows']).toBe(12)
+  })
+
   it('plans steps, memory and time', async () => {
     const report = await plan(tinyRecipe({ folder, base, runtime }))
     expect(report).toMatchObject({ totalSteps: 8, memory: { fits: true } })
+    expect(report.data!.rows[0]!.tokens.some(({ trained }) => trained)).toBe(true)
     expect(report.time!.totalSeconds).toBeGreaterThan(0)
   })
 })

@@ -65,6 +65,11 @@ function cgroupRoom(): number {
   }
 }
 
+/** Share of the available memory that training buffers may take unless the recipe says otherwise (design §3). */
+const budgetShare = 0.6
+
+export const defaultBudgetMb = (): number => Math.max(1, Math.floor((budgetShare * availableBytes()) / mib))
+
 export function estimateMemory(plannedBytes: number): MemoryEstimate {
   const total = plannedBytes + processOverheadBytes
   const available = availableBytes()

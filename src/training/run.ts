@@ -5,7 +5,7 @@ import { join, resolve } from 'node:path'
 import type { PreparedRun, PrepareOptions, ResolvedRecipe, RunContext } from './context.js'
 import { EventStream, type Listener, type RunResult, type TrainingEvent } from './events.js'
 import { openMetricsLog } from './metrics-log.js'
-import type { PlanReport } from './plan.js'
+import { defaultBudgetMb, type PlanReport } from './plan.js'
 import { hashRecipe, openRunDirectory, writeJson } from './run-directory.js'
 import type { StageDefinition } from './stages/stage.js'
 import { stages } from './stages/index.js'
@@ -44,6 +44,15 @@ function stageOf(recipe: ResolvedRecipe): StageDefinition {
 /** 2026-01-31T12-05-59: sorts by time and is a file name everywhere. */
 const timeName = () => new Date().toISOString().slice(0, 19).replaceAll(':', '-')
 
+function savedBudget(runDir: string): number | undefined {
+  try {
+    const { memoryBudgetMb } = JSON.parse(readFileSync(join(runDir, 'run.json'), 'utf8'))
+    return typeof memoryBudgetMb === 'number' ? memoryBudgetMb : undefined
+  } catch {
+    return undefined // a new run, or one killed before it was prepared
+  }
+}
+
 /** Starts a run with the given way of preparing base, data and program. */
 export function startRun(recipe: ResolvedRecipe, prepare: Prepare, options: RunOptions = {}): Run {
   const stage = stageOf(recipe)
@@ -65,8 +74,11 @@ export function startRun(recipe: ResolvedRecipe, prepare: Prepare, options: RunO
           signal: options.signal,
           emit: (event) => stream.emit(event),
           async prepare(wanted) {
-            const prepared = await prepare(recipe, wanted, (event) => stream.emit(event))
+            // What is kept and what is recomputed follows from the budget: a resumed run keeps that of its start
+            const memoryBudgetMb = wanted.memoryBudgetMb ?? savedBudget(runDir) ?? defaultBudgetMb()
+            const prepared = await prepare(recipe, { ...wanted, memoryBudgetMb }, (event) => stream.emit(event))
             writeJson(join(runDir, 'run.json'), {
+              memoryBudgetMb,
               startedAt: new Date().toISOString(),
               recipeHash: hashRecipe(recipe),
               seed: wanted.seed,
@@ -120,7 +132,8 @@ export function startPlan(
       resume: undefined,
       signal: options.signal,
       emit,
-      prepare: (wanted) => prepare(recipe, wanted, emit),
+      prepare: (wanted) =>
+        prepare(recipe, { ...wanted, memoryBudgetMb: wanted.memoryBudgetMb ?? defaultBudgetMb() }, emit),
     },
     stage.schema.parse(recipe.stage),
   )

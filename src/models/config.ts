@@ -1,5 +1,6 @@
 // Hugging Face's config.json of the dense decoder family, checked and in camelCase.
 import { z } from 'zod'
+import { FormatError } from './format-error.js'
 
 const llama3Scaling = z.object({
   rope_type: z.literal('llama3'),
@@ -51,7 +52,8 @@ const schema = z.looseObject({
   model_type: z.string(),
   hidden_size: count,
   intermediate_size: count,
-  num_hidden_layers: count,
+  // A limit, so that a damaged file cannot ask for a model without end.
+  num_hidden_layers: count.max(10_000),
   num_attention_heads: count,
   num_key_value_heads: count.nullish(),
   head_dim: count.nullish(),
@@ -66,7 +68,8 @@ const schema = z.looseObject({
   max_position_embeddings: count.default(2048),
   sliding_window: count.nullish(),
   use_sliding_window: z.boolean().nullish(),
-  layer_types: z.array(z.string()).nullish(),
+  layer_types: z.array(z.enum(['full_attention', 'sliding_attention'])).nullish(),
+  partial_rotary_factor: z.number().nullish(),
   max_window_layers: z.number().int().nonnegative().nullish(),
   hidden_act: z.string().default('silu'),
   bos_token_id: tokenId.nullish(),
@@ -75,13 +78,29 @@ const schema = z.looseObject({
 
 /**
  * Reads a config.json that was parsed from JSON.
- * @throws Error naming the field, or the feature that is not supported
+ * @throws FormatError naming the file and the field, or the feature that is not supported
  */
 export function parseModelConfig(json: unknown, file = 'config.json'): ModelConfig {
   const parsed = schema.safeParse(json)
-  if (!parsed.success) throw new Error(`${file}: ${z.prettifyError(parsed.error)}`)
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0]!
+    throw new FormatError(file, issue.path.join('.') || 'top level', issue.message)
+  }
   const c = parsed.data
-  if (c.hidden_act !== 'silu') throw new Error(`${file}: hidden_act ${c.hidden_act} is not supported; silu is`)
+  const refuse = (field: string, problem: string) => new FormatError(file, field, problem)
+  if (c.hidden_act !== 'silu') throw refuse('hidden_act', `${c.hidden_act} is not supported; silu is`)
+  if (c.partial_rotary_factor != null && c.partial_rotary_factor !== 1) {
+    throw refuse('partial_rotary_factor', `${c.partial_rotary_factor} is not supported; whole heads are rotated`)
+  }
+  const kvHeads = c.num_key_value_heads ?? c.num_attention_heads
+  const headDim = c.head_dim ?? c.hidden_size / c.num_attention_heads
+  if (c.num_attention_heads % kvHeads !== 0) {
+    throw refuse('num_key_value_heads', `${c.num_attention_heads} attention heads are no multiple of ${kvHeads}`)
+  }
+  if (headDim % 2 !== 0) throw refuse('head_dim', `${headDim} is no even number; rotary embeddings turn pairs`)
+  if (c.layer_types && c.layer_types.length !== c.num_hidden_layers) {
+    throw refuse('layer_types', `${c.layer_types.length} entries for ${c.num_hidden_layers} layers`)
+  }
   const rope = c.rope_parameters ?? {}
   const theta = c.rope_theta ?? (typeof rope.rope_theta === 'number' ? rope.rope_theta : 10000)
   // Mistral's window is on whenever it is given; Qwen's only with use_sliding_window.
@@ -93,8 +112,8 @@ export function parseModelConfig(json: unknown, file = 'config.json'): ModelConf
     intermediateSize: c.intermediate_size,
     numHiddenLayers: c.num_hidden_layers,
     numAttentionHeads: c.num_attention_heads,
-    numKeyValueHeads: c.num_key_value_heads ?? c.num_attention_heads,
-    headDim: c.head_dim ?? c.hidden_size / c.num_attention_heads,
+    numKeyValueHeads: kvHeads,
+    headDim,
     vocabSize: c.vocab_size,
     rmsNormEps: c.rms_norm_eps,
     ropeTheta: theta,
@@ -115,12 +134,18 @@ function parseScaling(value: Record<string, unknown>, file: string): RopeScaling
   const type = value.rope_type ?? value.type
   if (type === undefined || type === 'default') return null
   const named = { ...value, rope_type: type }
+  const read = <T>(scaling: z.ZodType<T>): T => {
+    const parsed = scaling.safeParse(named)
+    if (parsed.success) return parsed.data
+    const issue = parsed.error.issues[0]!
+    throw new FormatError(file, `rope_scaling.${issue.path.join('.')}`, issue.message)
+  }
   if (type === 'linear') {
-    const { factor } = linearScaling.parse(named)
+    const { factor } = read(linearScaling)
     return { ropeType: 'linear', factor }
   }
   if (type === 'llama3') {
-    const s = llama3Scaling.parse(named)
+    const s = read(llama3Scaling)
     return {
       ropeType: 'llama3',
       factor: s.factor,
@@ -129,7 +154,11 @@ function parseScaling(value: Record<string, unknown>, file: string): RopeScaling
       originalMaxPositionEmbeddings: s.original_max_position_embeddings,
     }
   }
-  throw new Error(`${file}: rope scaling of type ${String(type)} is not supported; default, linear and llama3 are`)
+  throw new FormatError(
+    file,
+    'rope_scaling',
+    `type ${JSON.stringify(type)} is not supported; default, linear and llama3 are`,
+  )
 }
 
 /** Tokens that a query of this layer sees; 0: all before it. */

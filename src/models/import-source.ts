@@ -28,6 +28,8 @@ export interface ImportSource {
   byteLength: number
   /** Content of config.json. */
   config: Record<string, unknown>
+  /** Where that comes from, for messages. */
+  configPath: string
   tensors: Map<string, SourceTensor>
   /** Texts of the files that go into the base beside config.json, by name. */
   files(): Map<string, string>
@@ -107,6 +109,7 @@ function openGgufSource(path: string): ImportSource {
       path,
       byteLength: statSync(path).size,
       config: model.config,
+      configPath: path,
       tensors,
       files: () =>
         new Map([
@@ -190,6 +193,7 @@ function openFolderSource(dir: string): ImportSource {
       path: dir,
       byteLength: checkpoint.files.reduce((sum, file) => sum + statSync(file).size, 0),
       config,
+      configPath: join(dir, 'config.json'),
       tensors,
       files() {
         const files = new Map([

@@ -232,6 +232,17 @@ async function writeWeight(weight: PlannedWeight, context: WriteContext): Promis
   return sumOfSquares === 0 ? 0 : Math.sqrt(errorSquares / sumOfSquares)
 }
 
+/** The model type is looked at first: the other fields of a foreign one mean something else. */
+function checkModelType({ config, configPath }: ImportSource): void {
+  const type = config.model_type
+  try {
+    if (typeof type !== 'string') throw new Error(`a string is expected, it is ${JSON.stringify(type)}`)
+    architectureOf(type)
+  } catch (error) {
+    throw new FormatError(configPath, 'model_type', (error as Error).message)
+  }
+}
+
 /** A directory is replaced only if it is a base already; anything else there is somebody's. */
 function checkOut(out: string): void {
   if (!existsSync(out)) return
@@ -261,8 +272,8 @@ export async function importBase(options: ImportOptions): Promise<ImportResult> 
   const source = openSource(options.source)
   const aside = `${out}.${process.pid}.partial`
   try {
-    const config = parseModelConfig(source.config, join(options.source, 'config.json'))
-    architectureOf(config.modelType)
+    checkModelType(source)
+    const config = parseModelConfig(source.config, source.configPath)
     const { weights, notes } = planWeights(source, importFormats[format])
     checkAgainstModel(config, weights, options.source)
     const files = source.files()

@@ -2,6 +2,8 @@
 // what can go wrong with their values (sizes, names, files, models) is checked here and thrown as a JavaScript error.
 #include <napi.h>
 
+#include <chrono>
+#include <cstring>
 #include <set>
 
 #include "cpu/ceiling.h"
@@ -308,12 +310,18 @@ Napi::Value closeProgram(const Napi::CallbackInfo& info) {
       [handle](Napi::Env env) { return env.Undefined(); });
 }
 
+/// Pool threads that still spin after a run would depress what is measured.
+void awaitIdlePool() { std::this_thread::sleep_for(std::chrono::milliseconds(60)); }
+
 Napi::Value probeCeiling(const Napi::CallbackInfo& info) {
   const double milliseconds = info[0].As<Napi::Number>();
   auto rate = std::make_shared<double>(0);
   return submit(
       info.Env(), info.Env().GetInstanceData<Instance>()->probes,
-      [=] { *rate = measureCeiling(ceilingKind(), OnnxRuntime::get().threads, milliseconds); },
+      [=] {
+        awaitIdlePool();
+        *rate = measureCeiling(ceilingKind(), OnnxRuntime::get().threads, milliseconds);
+      },
       [rate](Napi::Env env) {
         Napi::Object result = Napi::Object::New(env);
         result.Set("kind", ceilingKind() == CeilingKind::bf16 ? "bf16" : "fp32");
@@ -326,7 +334,10 @@ Napi::Value probeReadBandwidth(const Napi::CallbackInfo& info) {
   auto rate = std::make_shared<double>(0);
   return submit(
       info.Env(), info.Env().GetInstanceData<Instance>()->probes,
-      [=] { *rate = measureReadBandwidth(OnnxRuntime::get().threads, size_t{512} << 20); },
+      [=] {
+        awaitIdlePool();
+        *rate = measureReadBandwidth(OnnxRuntime::get().threads, size_t{512} << 20);
+      },
       [rate](Napi::Env env) { return Napi::Number::New(env, *rate); });
 }
 

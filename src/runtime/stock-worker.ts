@@ -59,6 +59,7 @@ const elements: Readonly<
 const port = parentPort!
 const { provider, threads } = workerData as StockWorkerData
 const ort = await import('onnxruntime-node')
+ort.env.logLevel = 'fatal' // failures come back as messages
 const buffers = new Map<number, { memory: ArrayBufferLike; isShared: boolean }>()
 const programs = new Map<number, { sessions: InferenceSession[]; steps: StockStep[] }>()
 

@@ -61,7 +61,7 @@ function runPip(python: string, args: string[], dir: string, options: TransferOp
     child.on('error', end)
     child.on('close', (code) => {
       if (code === 0) return end(null)
-      const lines = errors.trim().split('\n')
+      const lines = errors.split('\n').filter((line) => line.trim() !== '')
       const last = lines.filter((line) => line.startsWith('ERROR')).at(-1) ?? lines.at(-1) ?? ''
       end(new Error(`pip: ${last || `exit code ${code}`}`))
     })
@@ -71,7 +71,16 @@ function runPip(python: string, args: string[], dir: string, options: TransferOp
 /** Downloads one wheel with pip into `dir` and returns its path. Throws where no Python with pip is found or pip fails. */
 export async function pipDownload(requirement: string, dir: string, options: TransferOptions = {}): Promise<string> {
   mkdirSync(dir, { recursive: true })
-  const quick = ['--disable-pip-version-check', '--no-input', '--quiet', '--retries', '1', '--timeout', '15']
+  const quick = [
+    '--disable-pip-version-check',
+    '--no-input',
+    '--no-color',
+    '--quiet',
+    '--retries',
+    '1',
+    '--timeout',
+    '15',
+  ]
   const args = ['download', ...quick, '--no-deps', '--only-binary', ':all:', '--dest', dir, requirement]
   let failure: Error | undefined
   for (const python of ['python3', 'python']) {
@@ -94,6 +103,7 @@ export async function pipDownload(requirement: string, dir: string, options: Tra
 function stallSignal(outer: AbortSignal | undefined) {
   const controller = new AbortController()
   const onOuter = () => controller.abort(outer!.reason)
+  if (outer?.aborted) onOuter()
   outer?.addEventListener('abort', onOuter, { once: true })
   let timer: NodeJS.Timeout | undefined
   const touch = () => {

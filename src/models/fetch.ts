@@ -3,7 +3,7 @@
 import { createHash } from 'node:crypto'
 import { createWriteStream, existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { homedir } from 'node:os'
-import { basename, join, resolve } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { baseFiles, openBase } from './base-directory.js'
 import { downloadHubFolder, pipDownload } from './download.js'
@@ -247,6 +247,15 @@ function sourceKey({ path }: ResolvedBase): string {
     .slice(0, 16)
 }
 
+/** Takes away a damaged base, and what imports left that were killed. */
+function removeRemains(dir: string): void {
+  const name = basename(dir)
+  for (const entry of existsSync(dirname(dir)) ? readdirSync(dirname(dir)) : []) {
+    const isRemain = entry === name || (entry.startsWith(`${name}.`) && /\.(partial|old)$/.test(entry))
+    if (isRemain) rmSync(join(dirname(dir), entry), { recursive: true, force: true })
+  }
+}
+
 export interface PreparedBase extends ResolvedBase {
   /** The base directory. */
   dir: string
@@ -276,7 +285,7 @@ export async function prepareBase(
     dir,
     async () => {
       if (!isReady()) {
-        rmSync(dir, { recursive: true, force: true })
+        removeRemains(dir)
         await importBase({
           source: resolved.path,
           out: dir,

@@ -10,7 +10,8 @@ const fileName = 'SmolLM2-135M-Instruct.Q4_1.gguf'
 /** Where the base's GGUF is, if it has been fetched. */
 export function findBase(): string | undefined {
   const cache = process.env.ESPALIER_CACHE ?? join(homedir(), '.cache', 'espalier')
-  const candidates = [process.env.ESPALIER_BASE_GGUF ?? '', join(cache, fileName), join(cache, 'models', fileName)]
+  // Where src/models/fetch.ts puts it: named by the first digits of its SHA-256.
+  const candidates = [process.env.ESPALIER_BASE_GGUF ?? '', join(cache, 'sources', `b179c9523d0e6a0f-${fileName}`)]
   return candidates.find((path) => path !== '' && existsSync(path))
 }
 

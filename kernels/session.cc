@@ -216,6 +216,12 @@ struct Node {
 
 OrtStatus* ORT_API_CALL createKernel(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
   try {
+    const CustomOp* custom = self(op);
+    size_t inputs = 0;
+    check(runtime->api->KernelInfo_GetInputCount(info, &inputs));
+    if (inputs < static_cast<size_t>(custom->def->minInputs))
+      throw std::runtime_error("needs " + std::to_string(custom->def->minInputs) + " inputs, but the node has " +
+                               std::to_string(inputs));
     Kernel* made = self(op)->def->create(InfoAttributes(info), self(op)->activation);
     if (!made) {
       const std::string message = self(op)->name + " does not exist with these attributes";
@@ -270,9 +276,8 @@ std::unique_ptr<CustomOp> makeOp(const KernelDef& def, DType activation) {
   op->GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op->GetInputTypeCount = [](const OrtCustomOp* o) { return static_cast<size_t>(self(o)->def->maxInputs); };
   op->GetInputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; };
-  op->GetInputCharacteristic = [](const OrtCustomOp* o, size_t i) {
-    return i < static_cast<size_t>(self(o)->def->minInputs) ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
-  };
+  // A gap may lie before the last input that an op needs (weights of a format with fewer parts): createKernel counts.
+  op->GetInputCharacteristic = [](const OrtCustomOp*, size_t i) { return i == 0 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL; };
   op->GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
   op->GetOutputTypeCount = [](const OrtCustomOp* o) { return static_cast<size_t>(self(o)->def->maxOutputs); };
   op->GetOutputType = [](const OrtCustomOp* o, size_t i) { return outputType(self(o), i); };

@@ -135,6 +135,18 @@ describe.runIf(hasProbe)('operators', () => {
     ).rejects.toThrow(/step "nap".*Sleep does not exist with these attributes/)
   })
 
+  test('a node with too few inputs is refused', async () => {
+    const x = runtime.allocate(32)
+    const short = model([['x', 'f32', [1]]], [['z', 'f32', [1]]], [{ op: 'Axpy', inputs: ['x'], outputs: ['z'] }])
+    await expect(
+      runtime.createProgram({
+        models: [short],
+        dims: [],
+        steps: [{ model: 0, name: 's', inputs: { x: at(x, [1]) }, outputs: { z: at(x, [1]) } }],
+      }),
+    ).rejects.toThrow(/Axpy: needs 2 inputs, but the node has 1/)
+  })
+
   test('a kernel that fails names step, op and reason; the program runs on', async () => {
     const x = runtime.allocate(32)
     const bound = { inputs: { x: at(x, ['N', 4]), y: at(x, ['N', 4]) }, outputs: { z: at(x, ['N', 4]) } }

@@ -1,8 +1,8 @@
 // The folder of a run (stop 4): what it was asked to do, saved before anything else; its metrics, checkpoints, adapter
 // and report. One process at a time works in it.
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 import { replaceFolder, syncFolder, writeSynced } from './checkpoint.js'
 
 export interface RunDirectory {
@@ -83,6 +83,9 @@ function acquire(path: string): () => void {
   }
 }
 
+/** What a process killed before it saved its recipe leaves: nothing to resume, nothing to lose. */
+const beforeRecipe = new Set(['checkpoints', 'run.lock', 'recipe.json.writing'])
+
 export interface OpenRunOptions {
   path: string
   recipe: unknown
@@ -109,14 +112,13 @@ export function openRunDirectory({ path, recipe, isResume }: OpenRunOptions): Ru
           'a resumed run would not be the same run. Undo the change, or start a new run from its adapter (stage.startAdapter)',
       )
     }
-  } else if (existsSync(path) && readdirSync(path).length > 0) {
+  } else if (existsSync(path) && readdirSync(path).some((name) => !beforeRecipe.has(name))) {
     throw new Error(`run directory ${path}: is not empty; resume the run in it (--resume) or name another folder`)
   }
   mkdirSync(join(path, 'checkpoints'), { recursive: true })
   const release = acquire(path)
   if (!isResume) {
-    writeSynced(recipeFile, `${JSON.stringify(JSON.parse(stableJson(recipe)), undefined, 2)}\n`)
-    syncFolder(path)
+    writeJson(recipeFile, JSON.parse(stableJson(recipe)))
   }
   return {
     path,
@@ -140,5 +142,7 @@ export async function writeFolder(path: string, write: (folder: string) => void 
 
 /** A JSON file that is there entirely or not at all. */
 export function writeJson(path: string, value: unknown): void {
-  writeSynced(path, `${JSON.stringify(value, undefined, 2)}\n`)
+  writeSynced(`${path}.writing`, `${JSON.stringify(value, undefined, 2)}\n`)
+  renameSync(`${path}.writing`, path)
+  syncFolder(dirname(path))
 }

@@ -70,7 +70,9 @@ export interface TokenBatch {
   inputIds: Int32Array
   labels: Int32Array
   rows: Int32Array
-  places: string[]
+  /** UTF-8 of the places end to end, and where each begins (numRows + 1 offsets). */
+  places: Uint8Array
+  placeOffsets: Int32Array
 }
 
 /** A sink of the library's writer that writes to a file at once and keeps nothing. */
@@ -101,22 +103,25 @@ export class TokenFileWriter {
     this.#writer.reset(new FileSink(this.#file), this.#schema)
   }
 
-  write({ numRows, offsets, inputIds, labels, rows, places }: TokenBatch): void {
+  write({ numRows, offsets, inputIds, labels, rows, places, placeOffsets }: TokenBatch): void {
     const listData = (values: Int32Array): arrow.Data => {
       const child = arrow.makeData({ type: int32, data: values })
       return arrow.makeData({ type: listOfInt32, length: numRows, nullCount: 0, valueOffsets: offsets, child })
     }
     const lengths = new Int32Array(numRows)
     for (let i = 0; i < numRows; i++) lengths[i] = offsets[i + 1]! - offsets[i]!
-    const text = Buffer.from(places.join(''), 'utf8')
-    const textOffsets = new Int32Array(numRows + 1)
-    for (const [i, place] of places.entries()) textOffsets[i + 1] = textOffsets[i]! + Buffer.byteLength(place)
     const children = [
       listData(inputIds),
       listData(labels),
       arrow.makeData({ type: int32, data: lengths }),
       arrow.makeData({ type: int32, data: rows }),
-      arrow.makeData({ type: new arrow.Utf8(), length: numRows, nullCount: 0, valueOffsets: textOffsets, data: text }),
+      arrow.makeData({
+        type: new arrow.Utf8(),
+        length: numRows,
+        nullCount: 0,
+        valueOffsets: placeOffsets,
+        data: places,
+      }),
     ]
     const struct = arrow.makeData({ type: new arrow.Struct(tokenFields), length: numRows, nullCount: 0, children })
     this.#writer.write(new arrow.RecordBatch(this.#schema, struct))

@@ -186,7 +186,10 @@ class BatchWriter {
   readonly #labels: Int32Array
   readonly #offsets = new Int32Array(batchRows + 1)
   readonly #rows = new Int32Array(batchRows)
-  #places: string[] = []
+  // As bytes: strings that wait for the flush would end up in the old generation.
+  #places = Buffer.alloc(batchRows * 32)
+  readonly #placeOffsets = new Int32Array(batchRows + 1)
+  #count = 0
 
   constructor(writer: import('./arrow.js').TokenFileWriter, maxLength: number) {
     this.#writer = writer
@@ -195,18 +198,20 @@ class BatchWriter {
   }
 
   add(document: EncodedRow, row: number, place: string): void {
-    const count = this.#places.length
+    const count = this.#count++
     const offset = this.#offsets[count]!
     this.#inputIds.set(document.inputIds, offset)
     this.#labels.set(document.labels, offset)
     this.#offsets[count + 1] = offset + document.inputIds.length
     this.#rows[count] = row
-    this.#places.push(place)
-    if (this.#places.length === batchRows || this.#offsets[count + 1]! >= batchTokens) this.flush()
+    const placeAt = this.#placeOffsets[count]!
+    while (placeAt + place.length * 3 > this.#places.length) this.#places = Buffer.concat([this.#places, this.#places])
+    this.#placeOffsets[count + 1] = placeAt + this.#places.write(place, placeAt)
+    if (this.#count === batchRows || this.#offsets[count + 1]! >= batchTokens) this.flush()
   }
 
   flush(): void {
-    const numRows = this.#places.length
+    const numRows = this.#count
     if (numRows === 0) return
     const tokens = this.#offsets[numRows]!
     this.#writer.write({
@@ -215,9 +220,10 @@ class BatchWriter {
       inputIds: this.#inputIds.subarray(0, tokens),
       labels: this.#labels.subarray(0, tokens),
       rows: this.#rows.subarray(0, numRows),
-      places: this.#places,
+      places: this.#places.subarray(0, this.#placeOffsets[numRows]!),
+      placeOffsets: this.#placeOffsets.subarray(0, numRows + 1),
     })
-    this.#places = []
+    this.#count = 0
   }
 }
 

@@ -1,11 +1,12 @@
 // The door to @huggingface/tokenizers: tokenizer.json → ids, ids → text, and which tokens overlap given character spans.
 // Byte-level BPE (Llama 3, SmolLM2, Qwen, Mistral Nemo ...) takes a short way: the pre-tokenizer's pieces go through a cache of
-// piece → ids in front of the library's merges. Everything else (SentencePiece-like) goes through the library whole.
+// their tokens in front of the library's merges. Everything else (SentencePiece-like) goes through the library whole.
 import { createHash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import * as library from '@huggingface/tokenizers'
 import { messageOf } from './errors.js'
+import { PieceCache } from './piece-cache.js'
 
 /** Half-open range of UTF-16 positions in a text. */
 export type Span = readonly [start: number, end: number]
@@ -35,6 +36,7 @@ interface LibraryModel {
   tokens_to_ids: Map<string, number>
   ignore_merges?: boolean
   bpe?(token: string): string[]
+  max_length_to_cache?: number
 }
 interface LibraryTokenizer {
   model: LibraryModel | null
@@ -57,9 +59,6 @@ interface AddedTokenJson {
   single_word?: boolean
   normalized?: boolean
 }
-
-const maxCachedPieces = 1 << 16 // about 10 MB when full; cleared whole, so that it costs no bookkeeping
-const maxCachedPieceLength = 64
 
 // The expression of GPT-2 (openai/gpt-2, src/encoder.py), which ByteLevel applies when `use_regex` is on.
 const gpt2Pattern = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
@@ -141,8 +140,10 @@ function planByteLevel(json: Json, library: LibraryTokenizer, added: AddedTokenJ
   if (normalizer && added.some((token) => token.content.normalize('NFC') !== token.content)) return undefined
 
   const usesRegex = last.use_regex !== false
-  const first: unknown = steps[0]
-  if (steps.length === 2 && isObject(first) && first.type === 'Digits' && first.individual_digits && usesRegex) {
+  const first = rewritePreTokenizer(steps[0])
+  const splitsNumbers =
+    isObject(first) && first.type === 'Split' && isObject(first.pattern) && first.pattern.Regex === '\\p{N}'
+  if (steps.length === 2 && splitsNumbers && /^isolated$/i.test(String(first.behavior)) && !first.invert && usesRegex) {
     return { splitters: [matcher(gpt2DigitsPattern)] }
   }
   if (steps.length === 1) return { splitters: [usesRegex ? matcher(gpt2Pattern) : (text) => [text]] }
@@ -194,7 +195,7 @@ export class Tokenizer {
   readonly #addedById: Map<number, string>
   readonly #splitAll: RegExp | undefined
   readonly #splitOrdinary: RegExp | undefined
-  readonly #cache = new Map<string, number | Int32Array>()
+  readonly #cache = new PieceCache()
   readonly #source: string
   #hash: string | undefined
   // Scratch for the tokens of the text at hand.
@@ -218,6 +219,7 @@ export class Tokenizer {
     this.#model = this.#library.model
     this.#plan = planByteLevel(json, this.#library, added)
     this.isByteLevel = this.#plan !== undefined
+    if (this.#plan) this.#model.max_length_to_cache = 0 // the cache in front of it serves
     this.#normalize = this.#plan && json.normalizer ? (text) => text.normalize('NFC') : undefined
     this.#added = new Map(added.map((token) => [token.content, token.id]))
     this.#addedById = new Map(added.map((token) => [token.id, token.content]))
@@ -402,48 +404,49 @@ export class Tokenizer {
       position += piece.length
       while (spanIndex < local.length && local[spanIndex]![1] <= start) spanIndex++
       const span = local[spanIndex]
-      const tokens = this.#encodePiece(piece)
-      if (span === undefined || span[0] >= position) this.#pushAll(tokens, false)
-      else if (span[0] <= start && span[1] >= position) this.#pushAll(tokens, true)
-      else this.#pushStraddling(tokens, piece, start, local)
+      if (span === undefined || span[0] >= position) this.#pushPiece(piece, false)
+      else if (span[0] <= start && span[1] >= position) this.#pushPiece(piece, true)
+      else this.#pushStraddling(piece, start, local)
     }
   }
 
-  #pushAll(tokens: number | Int32Array, isTrained: boolean): void {
-    if (typeof tokens === 'number') this.#push(tokens, isTrained)
-    else for (let i = 0; i < tokens.length; i += 3) this.#push(tokens[i]!, isTrained)
+  /** Tokens of a piece that is trained wholly or not at all. */
+  #pushPiece(piece: string, isTrained: boolean): void {
+    const cache = this.#cache
+    const entry = cache.find(piece)
+    if (entry >= 0) {
+      const at = entry * cache.stride
+      const end = at + cache.countOf(entry)
+      for (let i = at; i < end; i++) this.#push(cache.ids[i]!, isTrained)
+      return
+    }
+    const triples = this.#mergePiece(piece)
+    cache.store(piece, triples)
+    for (let i = 0; i < triples.length; i += 3) this.#push(triples[i]!, isTrained)
   }
 
-  /** A piece that a span's edge cuts: tokens that overlap a span by at least one byte are trained. */
-  #pushStraddling(tokens: number | Int32Array, piece: string, start: number, spans: readonly Span[]): void {
+  /** Tokens of a piece that a span's edge cuts: those that overlap a span by at least one byte are trained. */
+  #pushStraddling(piece: string, start: number, spans: readonly Span[]): void {
     const byteSpans: Span[] = []
     for (const [from, to] of spans) {
       const low = Math.max(from - start, 0)
       const high = Math.min(to - start, piece.length)
       if (low < high) byteSpans.push([Buffer.byteLength(piece.slice(0, low)), Buffer.byteLength(piece.slice(0, high))])
     }
-    const overlaps = (from: number, to: number): boolean => byteSpans.some(([low, high]) => from < high && to > low)
-    if (typeof tokens === 'number') this.#push(tokens, byteSpans.length > 0)
-    else for (let i = 0; i < tokens.length; i += 3) this.#push(tokens[i]!, overlaps(tokens[i + 1]!, tokens[i + 2]!))
-  }
-
-  /** Tokens of one piece: the id where it is one token, else triples (id, first byte, byte after the last). */
-  #encodePiece(piece: string): number | Int32Array {
-    const cached = this.#cache.get(piece)
-    if (cached !== undefined) return cached
-    const tokens = this.#mergePiece(toByteLevel(piece))
-    if (piece.length <= maxCachedPieceLength) {
-      if (this.#cache.size >= maxCachedPieces) this.#cache.clear()
-      this.#cache.set(piece, tokens)
+    const triples = this.#mergePiece(piece)
+    for (let i = 0; i < triples.length; i += 3) {
+      const isTrained = byteSpans.some(([low, high]) => triples[i + 1]! < high && triples[i + 2]! > low)
+      this.#push(triples[i]!, isTrained)
     }
-    return tokens
   }
 
-  #mergePiece(bytes: string): number | Int32Array {
+  /** Tokens of a piece as triples: id, first byte in the piece, byte after the last. */
+  #mergePiece(piece: string): number[] {
+    const bytes = toByteLevel(piece)
     const model = this.#model
     const ids = model.tokens_to_ids
-    const whole = ids.get(bytes)
-    if (whole !== undefined && (model.ignore_merges || bytes.length === 1)) return whole
+    const whole = model.ignore_merges ? ids.get(bytes) : undefined
+    if (whole !== undefined) return [whole, 0, bytes.length]
     const triples: number[] = []
     let position = 0
     for (const token of model.bpe!(bytes)) {
@@ -452,7 +455,7 @@ export class Tokenizer {
       if (id !== undefined) triples.push(id, position, position + token.length)
       position += token.length
     }
-    return triples.length === 3 ? triples[0]! : Int32Array.from(triples)
+    return triples
   }
 
   /** Any other tokenizer: the library's tokens, laid along the text to find where each one is. */

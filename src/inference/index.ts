@@ -2,3 +2,4 @@
 export { type FinishReason, type GeneratedToken, type GenerateOptions, generateTokens, topTokens } from './generate.js'
 export { type ScoredRow, scoreRow, type TokenRow } from './score.js'
 export { InferenceSession, type LoadedAdapter, packSequences, type Sequences, type SessionOptions } from './session.js'
+export { type Generation, LanguageModel, type OpenModelOptions, openModel } from './language-model.js'

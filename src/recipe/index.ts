@@ -1,0 +1,5 @@
+// What the recipe room offers to the SDK.
+export { defineRecipe, isRecipe, type Recipe, recipeBrand } from './define.js'
+export { RecipeError } from './errors.js'
+export { type LoadRecipeOptions, loadRecipe, resolveRecipe } from './load.js'
+export { type RecipeInput, type ResolvedRecipe, recipeSchema } from './schema.js'

@@ -1,0 +1,20 @@
+// Numbers and text fitted to a screen.
+
+/** One line of at most `width` characters. */
+export function fit(text: string, width: number): string {
+  const line = text.replaceAll(/\s+/g, ' ').trim()
+  return line.length <= width ? line : `${line.slice(0, Math.max(0, width - 1))}…`
+}
+
+/** 1:05:09 */
+export function clock(seconds: number): string {
+  if (!Number.isFinite(seconds)) return '–'
+  const whole = Math.max(0, Math.round(seconds))
+  const two = (value: number) => String(value).padStart(2, '0')
+  const hours = Math.floor(whole / 3600)
+  return `${hours > 0 ? `${hours}:${two(Math.floor(whole / 60) % 60)}` : Math.floor(whole / 60)}:${two(whole % 60)}`
+}
+
+export const megabytes = (mb: number): string =>
+  mb >= 10_000 ? `${(mb / 1024).toFixed(1)} GB` : `${Math.round(mb)} MB`
+export const percent = (share: number): string => `${Math.round(share * 100)} %`

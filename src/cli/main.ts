@@ -9,7 +9,7 @@ import { packageFolder } from './package-folder.js'
 
 const epilogue = `Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 ESPALIER_CACHE: folder of downloads and imported bases. ESPALIER_THREADS: number of threads.
-ESPALIER_ISA forces an instruction set. ESPALIER_DEBUG=1 shows where an error came from.
+ESPALIER_ISA forces an instruction set. ESPALIER_DEBUG=1 shows where an error came from.`
 
 /** The message of an error and of what caused it, without a stack unless asked for. */
 export function describeError(error: unknown, isVerbose: boolean): string {

@@ -68,6 +68,8 @@ export const LinearLogProb = defineOp<HeadAttributes>({
     fuse(forward, backward): FusedPair | null {
       const dLogps = backward.inputs[9]!
       if (backward.inputs[10] || backward.inputs[11]) return null
+      // A softcap's slope needs the logits.
+      if ((forward.attributes as HeadAttributes).softcap.real > 0) return null
       return {
         op: LinearLogProbFused,
         inputs: [...forward.inputs.slice(0, IN.temperature), dLogps, forward.inputs[IN.temperature] ?? null],

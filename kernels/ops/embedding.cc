@@ -1,4 +1,4 @@
-// Embedding(ids, W...) -> rows of W in any weight format, exactly as dequantizeRow gives them. One task per few rows.
+// Embedding(ids i32 [N], W0..W3) -> Y [N, D]: rows of a frozen table in any storage format, dequantized one by one.
 #include "activation.h"
 #include "dequant.h"
 
@@ -11,23 +11,22 @@ class Embedding : public Kernel {
 
   const char* run(Context& context) noexcept override {
     const Tensor ids = context.input(0);
-    if (!ids || ids.dtype != DType::i32 || ids.rank != 1) return "Embedding: ids must be int32 [N]";
+    if (ids.dtype != DType::i32 || ids.rank != 1) return "Embedding: ids must be int32 [N]";
     Weights weights;
     if (const char* problem = readWeights(context, 1, format_, block_, weights)) return problem;
     const int32_t* id = ids.as<const int32_t>();
-    const int64_t n = ids.dims[0], width = weights.columns;
-    for (int64_t i = 0; i < n; i++)
-      if (id[i] < 0 || id[i] >= weights.rows) return "Embedding: an id is outside the vocabulary";
-    const Tensor y = context.output(0, {n, width});
-    if (!y) return "Embedding: no output";
-    forBlocks(context, n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < ids.dims[0]; i++)
+      if (id[i] < 0 || id[i] >= weights.rows) return "Embedding: a token id lies outside the vocabulary of the table";
+    const Tensor y = context.output(0, {ids.dims[0], weights.columns});
+    if (!y) return ids.dims[0] ? "Embedding: no output" : nullptr;
+    const int64_t width = weights.columns;
+    forBlocks(context, ids.dims[0], std::max<int64_t>(1, 16384 / width), [&](int64_t begin, int64_t end) {
       alignas(64) float buffer[kChunk];
-      for (int64_t i = begin; i < end; i++)
-        for (int64_t c = 0; c < width; c += kChunk) {
-          const int64_t count = std::min(kChunk, width - c);
-          float* to = y.dtype == DType::f32 ? y.as<float>() + i * width + c : buffer;
-          dequantizeRow(weights, id[i], c, count, to);
-          if (to == buffer) storeElements(y, i * width + c, count, buffer);
+      for (int64_t row = begin; row < end; row++)
+        for (int64_t column = 0; column < width; column += kChunk) {
+          const int64_t n = std::min(kChunk, width - column);
+          dequantizeRow(weights, id[row], column, n, buffer);
+          storeElements(y, row * width + column, n, buffer);
         }
     });
     return nullptr;

@@ -1,6 +1,7 @@
-// The blocked product over packed operands: tasks are (block of rows) x (panel of columns); a task packs its panel, chunk
-// of k by chunk, into its worker's cache and runs every tile of its rows over it. k chunks depend on k alone, sums go on
-// in the same fp32 chain from chunk to chunk, so neither the threads nor the number of rows touch a bit.
+// The blocked product over packed operands: tasks are (block of rows) x (group of panels of columns); a task packs its
+// panels, chunk of k by chunk, into its worker's cache and runs every tile of its rows over them, a few tiles at a time
+// so that a tile comes from the outer cache once per group. k chunks depend on k alone, sums go on in the same fp32 chain
+// from chunk to chunk, so neither the threads nor the number of rows touch a bit.
 #pragma once
 #include <algorithm>
 
@@ -8,33 +9,42 @@
 
 namespace espalier {
 
-/// Steps of a panel that are packed at a time: 192 KB of L2 (AVX-512), 18 KB of L1 (others).
+/// Steps of a panel that are packed at a time: up to 192 KB of L2 (AVX-512), 18 KB of L1 (others).
 constexpr int64_t kMaxChunkSteps = kLanes == 16 ? 1024 : 288;
 /// Rows whose packed form is alive at a time.
 constexpr int64_t kMaxBlockRows = 1024;
+/// Bytes of packed rows that one group of panels keeps in L2, and those that pass through it cheaply.
+constexpr int64_t kHotRowBytes = 160 << 10, kCheapRowBytes = 3 << 20;
 
 /// How a product of given size is cut.
 struct ProductPlan {
   int64_t rows, columns, steps, tail;  // steps of k, then `tail` more (the adapter's)
-  int64_t chunkSteps, chunks, panels, blockRows, blocks;
+  int64_t chunkSteps, chunks, groupPanels, groups, blockRows, blocks, hotTiles;
 
   ProductPlan(int64_t rowCount, int64_t columnCount, int64_t stepCount, int64_t tailSteps, int threads)
       : rows(rowCount), columns(columnCount), steps(stepCount), tail(tailSteps) {
-    chunks = std::max<int64_t>(1, (steps + kMaxChunkSteps - 1) / kMaxChunkSteps);
+    // Narrow panels, or rows that do not fit the caches: several panels a visit.
+    const bool deep = rows * steps * 4 > kCheapRowBytes;
+    const int64_t mostSteps = kLanes == 16 && deep ? kMaxChunkSteps / 2 : kMaxChunkSteps;
+    groupPanels = deep ? (kLanes == 16 ? 2 : 48 / kPanelColumns) : 1;
+    chunks = std::max<int64_t>(1, (steps + mostSteps - 1) / mostSteps);
     chunkSteps = std::max<int64_t>(roundUp((steps + chunks - 1) / chunks, 32), 32);
-    panels = panelsOf(columns);
+    groups = (panelsOf(columns) + groupPanels - 1) / groupPanels;
     // Enough tasks for every thread: split the rows where panels are few.
     const int64_t wanted = 2 * static_cast<int64_t>(threads);
-    const int64_t split = std::max<int64_t>(1, std::min((wanted + panels - 1) / panels, rows / 64));
+    const int64_t split = std::max<int64_t>(1, std::min((wanted + groups - 1) / groups, rows / 64));
     blockRows = std::max<int64_t>(kGroupRows, roundUp((rows + split - 1) / split, kGroupRows));
     if (chunks > 1) blockRows = std::min<int64_t>(blockRows, roundUp(512, kGroupRows));
     blocks = (rows + blockRows - 1) / blockRows;
+    hotTiles = std::max<int64_t>(1, kHotRowBytes / (chunkSteps * kTileRows * 4));
   }
-  int64_t tasks() const { return panels * blocks; }
+  int64_t tasks() const { return groups * blocks; }
+  /// Of one packed panel.
   int64_t panelFloats() const { return (std::min(chunkSteps, std::max<int64_t>(steps, 1)) + tail) * kPanelColumns; }
+  /// Of the sums that wait for the next chunk (or for their epilogue), per panel.
   int64_t sumFloats() const { return (chunks > 1 ? tilesOf(blockRows) : 1) * kTileRows * kPanelColumns; }
   /// Scratch of one worker, in floats (a multiple of 16).
-  int64_t workerFloats() const { return roundUp(panelFloats() + sumFloats(), 16); }
+  int64_t workerFloats() const { return roundUp(groupPanels * (panelFloats() + sumFloats()), 16); }
 };
 
 /// Runs task `task` of the plan. a: packed rows, tiles of (steps + tail) steps.
@@ -42,24 +52,32 @@ struct ProductPlan {
 /// done(row, rows, column, columns, stride, c) takes finished rows of C, `stride` floats apart.
 template <class A, typename Pack, typename Done>
 inline void runProductTask(const ProductPlan& plan, int64_t task, const uint32_t* a, float* scratch, Pack&& pack, Done&& done) {
-  const int64_t panel = task / plan.blocks, block = task % plan.blocks;
-  const int64_t column = panel * kPanelColumns, columns = std::min<int64_t>(kPanelColumns, plan.columns - column);
-  const int nv = vectorsOf(columns);
-  const int64_t width = static_cast<int64_t>(nv) * kLanes, tileStride = (plan.steps + plan.tail) * kTileRows;
+  const int64_t firstPanel = task / plan.blocks * plan.groupPanels, block = task % plan.blocks;
+  const int64_t panels = std::min(plan.groupPanels, panelsOf(plan.columns) - firstPanel);
+  const int64_t tileStride = (plan.steps + plan.tail) * kTileRows;
   const int64_t firstTile = block * plan.blockRows / kTileRows;
   const int64_t lastTile = std::min(tilesOf(plan.rows), (block + 1) * plan.blockRows / kTileRows);
   auto* packed = reinterpret_cast<uint32_t*>(scratch);
-  float* sums = scratch + plan.panelFloats();
+  float* sums = scratch + plan.groupPanels * plan.panelFloats();
   for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
     const int64_t step = chunk * plan.chunkSteps, count = std::max<int64_t>(0, std::min(plan.chunkSteps, plan.steps - step));
     const bool last = chunk + 1 == plan.chunks;
-    pack(column, columns, nv, step, count, last, packed);
     const int64_t length = count + (last ? plan.tail : 0);
-    for (int64_t tile = firstTile; tile < lastTile; tile++) {
-      float* c = plan.chunks > 1 ? sums + (tile - firstTile) * kTileRows * width : sums;
-      multiplyTile<A>(a + tile * tileStride + step * kTileRows, packed, nv, length, c, chunk > 0);
-      if (last) done(tile * kTileRows, std::min<int64_t>(kTileRows, plan.rows - tile * kTileRows), column, columns, width, c);
+    for (int64_t p = 0; p < panels; p++) {
+      const int64_t column = (firstPanel + p) * kPanelColumns, columns = std::min<int64_t>(kPanelColumns, plan.columns - column);
+      pack(column, columns, vectorsOf(columns), step, count, last, packed + p * plan.panelFloats());
     }
+    for (int64_t hot = firstTile; hot < lastTile; hot += plan.hotTiles)
+      for (int64_t p = 0; p < panels; p++) {
+        const int64_t column = (firstPanel + p) * kPanelColumns, columns = std::min<int64_t>(kPanelColumns, plan.columns - column);
+        const int nv = vectorsOf(columns);
+        const int64_t width = static_cast<int64_t>(nv) * kLanes;
+        for (int64_t tile = hot; tile < std::min(lastTile, hot + plan.hotTiles); tile++) {
+          float* c = sums + p * plan.sumFloats() + (plan.chunks > 1 ? (tile - firstTile) * kTileRows * width : 0);
+          multiplyTile<A>(a + tile * tileStride + step * kTileRows, packed + p * plan.panelFloats(), nv, length, c, chunk > 0);
+          if (last) done(tile * kTileRows, std::min<int64_t>(kTileRows, plan.rows - tile * kTileRows), column, columns, width, c);
+        }
+      }
   }
 }
 

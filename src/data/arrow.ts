@@ -4,33 +4,49 @@
 import { closeSync, fsyncSync, openSync, readSync, statSync, writeSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import * as arrow from 'apache-arrow'
+import { checkArrowFile, isArrowFile, readArrowStream } from './arrow-messages.js'
 
-const magic = Buffer.from('ARROW1')
+/** Values and characters that a batch may hold; what claims more than its bytes can hold is damaged. */
+class Budget {
+  left = 0
 
-/** Rows of an Arrow file or stream, one array of row objects per record batch. */
-export async function* readRecordBatches(path: string): AsyncGenerator<unknown[]> {
-  const handle = await open(path, 'r')
-  try {
-    const { size } = await handle.stat()
-    const head = Buffer.alloc(8)
-    await handle.read(head, 0, 8, 0)
-    const isFile = head.subarray(0, 6).equals(magic)
-    const reader = isFile
-      ? await arrow.RecordBatchReader.from(handle as unknown as arrow.FileHandle)
-      : await arrow.RecordBatchReader.from(handle.createReadStream({ start: 0, autoClose: false }))
-    await reader.open({ autoDestroy: false })
-    if (!reader.schema) throw new Error('there is no schema')
-    for await (const batch of reader) {
-      if (batch.numRows > size * 8) throw new Error(`claims ${batch.numRows} rows`)
-      yield rowsOf(batch)
-    }
-  } finally {
-    await handle.close()
+  spend(amount: number): void {
+    this.left -= amount
+    if (this.left < 0) throw new Error('claims more values than its bytes can hold')
   }
 }
 
+/** Rows of an Arrow file or stream, one array of row objects per record batch. */
+export async function* readRecordBatches(path: string): AsyncGenerator<unknown[]> {
+  const budget = new Budget()
+  const allow = (bytes: number): void => {
+    // A value takes a bit or more, so ten times the bits leave room for nulls and dictionaries.
+    budget.left += 80 * bytes + 10_000
+  }
+  if (isArrowFile(path)) {
+    allow(checkArrowFile(path))
+    const handle = await open(path, 'r')
+    try {
+      yield* readBatches(await arrow.RecordBatchReader.from(handle as unknown as arrow.FileHandle), budget)
+    } finally {
+      await handle.close()
+    }
+  } else yield* readBatches(await arrow.RecordBatchReader.from(toAsync(readArrowStream(path, allow))), budget)
+}
+
+async function* readBatches(reader: arrow.RecordBatchReader, budget: Budget): AsyncGenerator<unknown[]> {
+  await reader.open({ autoDestroy: false })
+  if (!reader.schema) throw new Error('there is no schema')
+  for await (const batch of reader) yield rowsOf(batch, budget)
+}
+
+async function* toAsync<T>(items: Iterable<T>): AsyncGenerator<T> {
+  yield* items
+}
+
 /** The rows of a batch, column by column: the accessors of the library cost more by row. */
-function rowsOf(batch: arrow.RecordBatch): unknown[] {
+function rowsOf(batch: arrow.RecordBatch, budget: Budget): unknown[] {
+  budget.spend(batch.numRows)
   const rows: Record<string, unknown>[] = Array.from({ length: batch.numRows }, () => ({}))
   for (const field of batch.schema.fields) {
     const column = batch.getChild(field.name)
@@ -38,17 +54,26 @@ function rowsOf(batch: arrow.RecordBatch): unknown[] {
       throw new Error(`column "${field.name}" has another length than the batch`)
     for (let i = 0; i < rows.length; i++) {
       const value: unknown = column.get(i)
-      if (value !== null && value !== undefined) rows[i]![field.name] = toPlain(value)
+      if (value !== null && value !== undefined) rows[i]![field.name] = toPlain(value, budget)
     }
   }
   return rows
 }
 
 /** Vectors and rows of the library as arrays and objects. */
-function toPlain(value: unknown): unknown {
-  if (value instanceof arrow.Vector) return Array.from(value as Iterable<unknown>, toPlain)
+function toPlain(value: unknown, budget: Budget): unknown {
+  if (typeof value === 'string') budget.spend(value.length)
+  if (value instanceof arrow.Vector) {
+    budget.spend(value.length)
+    return Array.from(value as Iterable<unknown>, (item) => toPlain(item, budget))
+  }
   if (value instanceof arrow.StructRow || value instanceof arrow.MapRow) {
-    return Object.fromEntries([...(value as Iterable<[string, unknown]>)].map(([key, item]) => [key, toPlain(item)]))
+    const object: Record<string, unknown> = {}
+    for (const [key, item] of value as Iterable<[string, unknown]>) {
+      budget.spend(1)
+      object[key] = toPlain(item, budget)
+    }
+    return object
   }
   return value
 }

@@ -2,6 +2,7 @@
 // name the place.
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import * as arrow from 'apache-arrow'
 import { parquetWriteBuffer } from 'hyparquet-writer'
 import { expect, it } from 'vitest'
@@ -123,6 +124,34 @@ it('leaves null fields of columnar structs out of the rows', () =>
     writeFileSync(join(folder, 'a.arrow'), arrow.tableToIPC(new arrow.Table({ messages: vector }), 'file'))
     for await (const placed of fileSource(join(folder, 'a.arrow')).rows()) expect(placed.row).toEqual(plain)
   }))
+
+it('reads what pyarrow wrote', async () => {
+  const read = async (name: string): Promise<unknown[]> => {
+    const found: unknown[] = []
+    for await (const { row } of fileSource(fileURLToPath(new URL(`files/${name}`, import.meta.url))).rows())
+      found.push(row)
+    return found
+  }
+  const messages = Array.from({ length: 60 }, (_, i) => ({
+    messages: [
+      { role: 'user', content: `question ${i}` },
+      i % 7 === 0
+        ? { role: 'assistant', tool_calls: [{ name: 'f', n: i }] }
+        : { role: 'assistant', content: `answer ${i}` },
+    ],
+  }))
+  for (const name of ['messages-v1.parquet', 'messages-v2.parquet', 'messages-stream.arrow', 'messages-file.arrow']) {
+    expect(await read(name), name).toEqual(messages)
+  }
+  const ids = Array.from({ length: 60 }, (_, i) => ({
+    inputIds: Array.from({ length: (i % 50) + 2 }, (_, j) => (j % 40) + 3),
+  }))
+  expect(
+    (await read('ids-delta.parquet')).map((row) => ({
+      inputIds: Array.from((row as { inputIds: number[] }).inputIds),
+    })),
+  ).toEqual(ids)
+})
 
 it('writes a file that apache-arrow reads', () =>
   inTemporaryFolder(async (folder) => {

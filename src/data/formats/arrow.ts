@@ -1,6 +1,6 @@
 // Arrow IPC, the file and the stream form (the `.arrow` files of Hugging Face datasets are streams), by record batch.
 import { DataError, messageOf } from '../errors.js'
-import { defineFormat, type PlacedRow, plainValue } from './format.js'
+import { defineFormat, type PlacedRow, plainValue, remedyFor } from './format.js'
 
 async function* read(path: string): AsyncGenerator<PlacedRow> {
   const { readRecordBatches } = await import('../arrow.js')
@@ -14,7 +14,7 @@ async function* read(path: string): AsyncGenerator<PlacedRow> {
   } catch (error) {
     if (error instanceof DataError) throw error
     const place = `${path} record batch ${batch}`
-    throw new DataError(place, `cannot be read as Arrow IPC (${messageOf(error)}); write the file again`, {
+    throw new DataError(place, `cannot be read as Arrow IPC: ${messageOf(error)}${remedyFor(error)}`, {
       cause: error,
     })
   }

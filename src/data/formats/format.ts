@@ -1,5 +1,6 @@
 // What a dataset format is: rows of a file, one after another, each with the place that error messages name. One file per format
 // and one line in index.ts.
+import { messageOf } from '../errors.js'
 
 /** A row as it came and where it was: `train.jsonl:17` (line) or `train.parquet row 16` (counted from 0). */
 export interface PlacedRow {
@@ -17,6 +18,11 @@ export interface Format {
 
 export function defineFormat(format: Format): Format {
   return format
+}
+
+/** What to do about a file that cannot be read, where the error does not say it. */
+export function remedyFor(error: unknown): string {
+  return /\bwrite\b/.test(messageOf(error)) ? '' : '; the file is damaged or of another format, write it again'
 }
 
 /**

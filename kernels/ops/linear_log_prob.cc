@@ -71,7 +71,7 @@ const KernelDef defs[] = {
     {"LinearLogProb", 7, 8, 1, 3, {DType::f32, DType::f32, DType::f32},
      [](const Attributes& a, DType) -> Kernel* { return new Head<HeadMode::forward>(a); }},
     {"LinearLogProbGrad", 10, 13, 1, 1, {DType::none}, [](const Attributes& a, DType) -> Kernel* { return new Head<HeadMode::gradient>(a); }},
-    {"LinearLogProbFused", 8, 9, 3, 4, {DType::f32, DType::f32, DType::f32, DType::none},
+    {"LinearLogProbFused", 8, 9, 0, 4, {DType::f32, DType::f32, DType::f32, DType::none},
      [](const Attributes& a, DType) -> Kernel* { return new Head<HeadMode::fused>(a); }},
 };
 ESPALIER_REGISTER(defs);

@@ -24,7 +24,10 @@ function dependents(graph: Graph, wanted: ReadonlySet<Value>): Set<Value> {
  * @returns the gradient of each wanted value that the seeds depend on
  */
 export function backward(
-  graph: Graph, seeds: ReadonlyMap<Value, Value>, wanted: readonly Value[], options: { accumulate?: boolean } = {},
+  graph: Graph,
+  seeds: ReadonlyMap<Value, Value>,
+  wanted: readonly Value[],
+  options: { accumulate?: boolean } = {},
 ): Map<Value, Value> {
   const nodes = [...graph.nodes]
   const reached = dependents(graph, new Set(wanted))
@@ -49,10 +52,12 @@ export function backward(
     graph.at({ block: node.place.block, phase: 'backward' }, () => differentiate(node, dOutputs))
   }
   for (const [leaf, total] of accumulators) if (!total.leaf) graph.updates.set(gradientLeafName(leaf.leaf!.name), total)
-  return new Map(wanted.flatMap((value) => {
-    const d = accumulators.get(value) ?? gradients.get(value)
-    return d ? [[value, d] as const] : []
-  }))
+  return new Map(
+    wanted.flatMap((value) => {
+      const d = accumulators.get(value) ?? gradients.get(value)
+      return d ? [[value, d] as const] : []
+    }),
+  )
 
   function differentiate(node: Node, dOutputs: (Value | null)[]): void {
     const rule = node.op.gradient

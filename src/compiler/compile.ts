@@ -1,6 +1,7 @@
 // From a graph to what the runtime runs: distinct ONNX models, steps bound to leaves, outputs and one workspace.
-import { bytesOf, type DType, type Graph, type LeafRole, type Shape, sizeWith, type Value } from './graph.js'
+
 import { emitSegment } from './emit.js'
+import { bytesOf, type DType, type Graph, type LeafRole, type Shape, sizeWith, type Value } from './graph.js'
 import { type Cut, cutGraph } from './passes/cut.js'
 import { intermediateBytes, placeBuffers } from './passes/place-buffers.js'
 import { planRecomputation, type RecomputePolicy } from './passes/recompute.js'
@@ -40,7 +41,12 @@ export interface CompiledStep {
 export interface Compiled {
   readonly models: readonly { readonly text: string; readonly bytes: Uint8Array }[]
   readonly steps: readonly CompiledStep[]
-  readonly leaves: readonly { readonly name: string; readonly role: LeafRole; readonly dtype: DType; readonly shape: Shape }[]
+  readonly leaves: readonly {
+    readonly name: string
+    readonly role: LeafRole
+    readonly dtype: DType
+    readonly shape: Shape
+  }[]
   readonly outputs: readonly { readonly name: string; readonly dtype: DType; readonly shape: Shape }[]
   readonly dims: Readonly<Record<string, number>>
   readonly workspaceBytes: number

@@ -21,7 +21,15 @@ import { canonicalNames, emittedOpType, readValues, type Segment } from './segme
 
 /** TensorProto.DataType (onnx.proto3). */
 const elementType: Record<DType, number> = {
-  f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9, f16: 10, f64: 11, bf16: 16,
+  f32: 1,
+  u8: 2,
+  i8: 3,
+  i32: 6,
+  i64: 7,
+  bool: 9,
+  f16: 10,
+  f64: 11,
+  bf16: 16,
 }
 const IR_VERSION = 10n
 const OPSET = 21n
@@ -101,15 +109,21 @@ function attribute(key: string, value: AttributeValue) {
     return create(AttributeProtoSchema, { name: key, type: AttributeProto_AttributeType.INT, i: BigInt(value) })
   if (typeof value === 'string' && key === 'to')
     return create(AttributeProtoSchema, {
-      name: key, type: AttributeProto_AttributeType.INT, i: BigInt(elementType[value as DType]),
+      name: key,
+      type: AttributeProto_AttributeType.INT,
+      i: BigInt(elementType[value as DType]),
     })
   if (typeof value === 'string')
     return create(AttributeProtoSchema, {
-      name: key, type: AttributeProto_AttributeType.STRING, s: new TextEncoder().encode(value),
+      name: key,
+      type: AttributeProto_AttributeType.STRING,
+      s: new TextEncoder().encode(value),
     })
   if (Array.isArray(value))
     return create(AttributeProtoSchema, {
-      name: key, type: AttributeProto_AttributeType.INTS, ints: (value as number[]).map((x) => BigInt(x)),
+      name: key,
+      type: AttributeProto_AttributeType.INTS,
+      ints: (value as number[]).map((x) => BigInt(x)),
     })
   if ('real' in value)
     return create(AttributeProtoSchema, { name: key, type: AttributeProto_AttributeType.FLOAT, f: value.real })

@@ -82,7 +82,15 @@ export class Graph {
         )
       return known
     }
-    const value: Value = { graph: this, id: this.nextId++, dtype, shape, producer: null, index: 0, leaf: { name, role } }
+    const value: Value = {
+      graph: this,
+      id: this.nextId++,
+      dtype,
+      shape,
+      producer: null,
+      index: 0,
+      leaf: { name, role },
+    }
     this.leaves.push(value)
     this.byName.set(name, value)
     return value
@@ -157,7 +165,15 @@ export function sizeWith(shape: Shape, dims: Readonly<Record<string, number>>): 
 }
 
 export const bytesOf: Record<DType, number> = {
-  f32: 4, f64: 8, bf16: 2, f16: 2, i64: 8, i32: 4, u8: 1, i8: 1, bool: 1,
+  f32: 4,
+  f64: 8,
+  bf16: 2,
+  f16: 2,
+  i64: 8,
+  i32: 4,
+  u8: 1,
+  i8: 1,
+  bool: 1,
 }
 
 export function isFloat(dtype: DType): boolean {

@@ -26,7 +26,9 @@ export interface GeneratedToken {
 
 /** Yields tokens one by one; returns why it ended. */
 export async function* generateTokens(
-  session: InferenceSession, prompt: ArrayLike<number>, options: GenerateOptions = {},
+  session: InferenceSession,
+  prompt: ArrayLike<number>,
+  options: GenerateOptions = {},
 ): AsyncGenerator<GeneratedToken, FinishReason> {
   if (prompt.length === 0) throw new Error('an empty prompt: give at least one token')
   const stop = new Set(options.stopIds ?? [])

@@ -1,5 +1,5 @@
 // Scores rows of tokens: the log-probability of every token given those before it.
-import { topTokens, type GeneratedToken } from './generate.js'
+import { type GeneratedToken, topTokens } from './generate.js'
 import { type InferenceSession, packSequences } from './session.js'
 
 export interface TokenRow {
@@ -22,7 +22,9 @@ export interface ScoredRow {
 
 /** Scores one row. */
 export async function scoreRow(
-  session: InferenceSession, row: TokenRow, options: { top?: number; signal?: AbortSignal } = {},
+  session: InferenceSession,
+  row: TokenRow,
+  options: { top?: number; signal?: AbortSignal } = {},
 ): Promise<ScoredRow> {
   const { inputIds, labels } = row
   if (inputIds.length === 0) throw new Error('a row without tokens cannot be scored')

@@ -39,7 +39,9 @@ const SMALLEST = 512
 export function packSequences(sequences: readonly ArrayLike<number>[]): Sequences {
   const total = sequences.reduce((n, s) => n + s.length, 0)
   const packed = {
-    inputIds: new Int32Array(total), positionIds: new Int32Array(total), cuSeqlens: new Int32Array(sequences.length + 1),
+    inputIds: new Int32Array(total),
+    positionIds: new Int32Array(total),
+    cuSeqlens: new Int32Array(sequences.length + 1),
   }
   let at = 0
   sequences.forEach((sequence, d) => {
@@ -82,7 +84,9 @@ export class InferenceSession {
     const { runtime } = this.base
     const buffer = runtime.allocate(Math.max(64, adapter.params.byteLength))
     this.owned.push(buffer)
-    new Float32Array(buffer.bytes.buffer as ArrayBuffer, buffer.bytes.byteOffset, adapter.params.length).set(adapter.params)
+    new Float32Array(buffer.bytes.buffer as ArrayBuffer, buffer.bytes.byteOffset, adapter.params.length).set(
+      adapter.params,
+    )
     const linears = [...adapter.shape.linears.values()]
     for (const linear of linears)
       this.memory.set(adapterLeafName(linear.path), { buffer, byteOffset: linear.offset * FLOAT_BYTES })
@@ -100,7 +104,9 @@ export class InferenceSession {
   /** The program of one kind that takes at least `tokens`; made for twice the need so that few are ever made. */
   private async program(kind: 'score' | 'logits', tokens: number): Promise<BoundProgram> {
     if (tokens > this.maxTokens)
-      throw new Error(`${tokens} tokens in one call; this session takes ${this.maxTokens}. Shorten the input or raise maxTokens.`)
+      throw new Error(
+        `${tokens} tokens in one call; this session takes ${this.maxTokens}. Shorten the input or raise maxTokens.`,
+      )
     const known = this.programs.get(kind)
     if (known && known.size >= tokens) return known.program
     known?.program.close()
@@ -109,7 +115,8 @@ export class InferenceSession {
     size = Math.min(size, Math.max(this.maxTokens, tokens))
     const { runtime, architecture } = this.base
     const graph = graphOptions(runtime.info.kernels, this.precision)
-    const traced = kind === 'score' ? scoreGraph(architecture, graph, this.trace()) : logitsGraph(architecture, graph, this.trace())
+    const traced =
+      kind === 'score' ? scoreGraph(architecture, graph, this.trace()) : logitsGraph(architecture, graph, this.trace())
     // Logits are asked for a few rows at a time.
     const dims = { N: size, M: size, S: size + 1, R: 16 }
     const program = await bindProgram(runtime, compile(traced, { dims }), { leaf: this.leaf })

@@ -1,9 +1,9 @@
 // How adapters meet linear calls in a graph: which linears carry one, where its parts lie, LoRA, rsLoRA and DoRA
 // (stop 9 of the path of a run). Model code never mentions them.
 import type { Graph, Value } from '../compiler/graph.js'
-import { type AdapterSlot, quantLinear, rowNorms } from '../compiler/ops/quant-linear.js'
-import { add, cast, div, mul, sub } from '../compiler/ops/elementwise.js'
 import { dropout } from '../compiler/ops/dropout.js'
+import { add, cast, div, mul, sub } from '../compiler/ops/elementwise.js'
+import { type AdapterSlot, quantLinear, rowNorms } from '../compiler/ops/quant-linear.js'
 import { convert } from '../compiler/ops/rotary.js'
 import { slice } from '../compiler/ops/shape.js'
 import type { Weight } from '../compiler/ops/weight.js'

@@ -1,8 +1,8 @@
 // What model code is traced with: the same layers serve training, scoring and logits (design §3). Weights are asked
 // for by their Hugging Face names.
 import type { Graph, Value } from '../compiler/graph.js'
-import { cast, cos, mul, scale, sin } from '../compiler/ops/elementwise.js'
 import { attention } from '../compiler/ops/attention.js'
+import { cast, cos, mul, scale, sin } from '../compiler/ops/elementwise.js'
 import { embedding } from '../compiler/ops/linear-log-prob.js'
 import { rmsNorm } from '../compiler/ops/norms.js'
 import { quantLinear } from '../compiler/ops/quant-linear.js'
@@ -30,7 +30,11 @@ export interface TraceOptions {
 
 /** Names of the leaves that a batch fills; N tokens, S = documents + 1. */
 export const batchLeaves = {
-  inputIds: 'inputIds', positionIds: 'positionIds', cuSeqlens: 'cuSeqlens', rowKeys: 'rowKeys', seed: 'seed',
+  inputIds: 'inputIds',
+  positionIds: 'positionIds',
+  cuSeqlens: 'cuSeqlens',
+  rowKeys: 'rowKeys',
+  seed: 'seed',
 } as const
 
 export interface LinearCall {
@@ -92,7 +96,9 @@ export class ModelContext {
     const adapter = this.adapter?.linears.get(path)
     if (!adapter) return quantLinear(x, weight, { bias, residual })
     const random = this.random && {
-      ...this.random, probability: this.adapter!.dropout, module: [...this.adapter!.linears.keys()].indexOf(path),
+      ...this.random,
+      probability: this.adapter!.dropout,
+      module: [...this.adapter!.linears.keys()].indexOf(path),
     }
     return adaptedLinear(x, weight, adapter, { bias, residual, rowSlot: null, random })
   }

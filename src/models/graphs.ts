@@ -4,10 +4,10 @@ import { cast } from '../compiler/ops/elementwise.js'
 import { linearLogProb } from '../compiler/ops/linear-log-prob.js'
 import { quantLinear } from '../compiler/ops/quant-linear.js'
 import { gather } from '../compiler/ops/shape.js'
+import { weightLeaf } from '../compiler/ops/weight.js'
 import { adapterNorms } from './adapter-slot.js'
 import type { Architecture } from './architecture.js'
 import { ModelContext, type TraceOptions } from './context.js'
-import { weightLeaf } from '../compiler/ops/weight.js'
 
 /** Leaves and outputs of the head, beside those of a batch; M rows have a label. */
 export const headLeaves = { labels: 'labels', lossRows: 'lossRows', rows: 'rows' } as const
@@ -48,7 +48,10 @@ export function logitsGraph(architecture: Architecture, graph: GraphOptions, tra
   const ctx = new ModelContext(g, trace)
   const hidden = architecture.build(ctx)
   const rows = g.leaf(headLeaves.rows, 'input', 'i32', ['R'])
-  g.output('logits', g.in('head', () => quantLinear(gather(hidden, cast(rows, 'i64')), ctx.head(), { out: 'f32' })))
+  g.output(
+    'logits',
+    g.in('head', () => quantLinear(gather(hidden, cast(rows, 'i64')), ctx.head(), { out: 'f32' })),
+  )
   return g
 }
 

@@ -31,7 +31,8 @@ function decoderBlock(ctx: ModelContext, layer: number, x: Value, options: Decod
   }
   const mixed = ctx.attention(ctx.rotate(q), ctx.rotate(k), v, options.window?.(layer) ?? 0)
   const attended = ctx.linear(`${path}.self_attn.o_proj`, mixed, hiddenSize, {
-    residual: x, hasBias: options.hasOutputBias ?? false,
+    residual: x,
+    hasBias: options.hasOutputBias ?? false,
   })
 
   const mlp = { hasBias: options.hasMlpBias ?? false }
@@ -53,7 +54,9 @@ export function decoder(ctx: ModelContext, options: DecoderOptions): Value {
 }
 
 /** The linears of one layer that adapters may target, with their sizes [out, in]. */
-export function decoderLinears(config: ModelContext['config']): { path: string; outFeatures: number; inFeatures: number }[] {
+export function decoderLinears(
+  config: ModelContext['config'],
+): { path: string; outFeatures: number; inFeatures: number }[] {
   const { hiddenSize, intermediateSize, numAttentionHeads, numKeyValueHeads, headDim } = config
   const query = numAttentionHeads * headDim
   const keyValue = numKeyValueHeads * headDim
@@ -67,6 +70,10 @@ export function decoderLinears(config: ModelContext['config']): { path: string; 
     ['mlp.down_proj', hiddenSize, intermediateSize],
   ]
   return Array.from({ length: config.numHiddenLayers }, (_, layer) =>
-    sizes.map(([name, outFeatures, inFeatures]) => ({ path: `model.layers.${layer}.${name}`, outFeatures, inFeatures })),
+    sizes.map(([name, outFeatures, inFeatures]) => ({
+      path: `model.layers.${layer}.${name}`,
+      outFeatures,
+      inFeatures,
+    })),
   ).flat()
 }

@@ -3,7 +3,7 @@ import { loweredType } from '../compiler/ops/weight.js'
 import type { LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer, DType, Runtime } from '../runtime/types.js'
 import type { Architecture } from './architecture.js'
-import { openBase, type OpenedBase } from './base-directory.js'
+import { type OpenedBase, openBase } from './base-directory.js'
 import type { ModelConfig } from './config.js'
 import type { WeightFormats } from './context.js'
 import { bfloat16ToFloat32, halfToFloat32 } from './float16.js'
@@ -22,7 +22,10 @@ export interface LoadedBase {
 }
 
 /** Maps the weights of a base directory. Nothing is read until it is used. */
-export async function loadBase(runtime: Runtime, base: OpenedBase | string): Promise<LoadedBase & { opened: OpenedBase }> {
+export async function loadBase(
+  runtime: Runtime,
+  base: OpenedBase | string,
+): Promise<LoadedBase & { opened: OpenedBase }> {
   const opened = typeof base === 'string' ? openBase(base) : base
   const weights = runtime.mapFile(opened.weightsPath)
   const widened = new WidenedTensors(runtime)
@@ -36,8 +39,12 @@ export async function loadBase(runtime: Runtime, base: OpenedBase | string): Pro
     leaf(name) {
       const tensor = opened.tensors.get(name)
       if (!tensor) return null
-      return widened.of(name, tensor.dtype, () => weights.read(tensor.byteOffset, tensor.byteLength))
-        ?? { buffer: weights, byteOffset: tensor.byteOffset }
+      return (
+        widened.of(name, tensor.dtype, () => weights.read(tensor.byteOffset, tensor.byteLength)) ?? {
+          buffer: weights,
+          byteOffset: tensor.byteOffset,
+        }
+      )
     },
     close() {
       weights.free()
@@ -53,7 +60,10 @@ export interface MemoryTensor {
 
 /** A base whose weights lie in memory of the process, by leaf name. */
 export function memoryBase(
-  runtime: Runtime, config: ModelConfig, formats: WeightFormats, tensors: ReadonlyMap<string, MemoryTensor>,
+  runtime: Runtime,
+  config: ModelConfig,
+  formats: WeightFormats,
+  tensors: ReadonlyMap<string, MemoryTensor>,
 ): LoadedBase {
   const widened = new WidenedTensors(runtime)
   const buffers = new Map<string, DeviceBuffer>()
@@ -63,7 +73,9 @@ export function memoryBase(
     buffers.set(name, buffer)
   }
   return {
-    runtime, config, formats,
+    runtime,
+    config,
+    formats,
     architecture: architectureOf(config.modelType),
     mappedBytes: [...buffers.values()].reduce((n, b) => n + b.byteLength, 0),
     leaf(name) {

@@ -1,7 +1,7 @@
 // Qwen2: biases on q, k, v; a sliding window from layer `max_window_layers` on, where it is used (modeling_qwen2.py).
 import { defineArchitecture } from './architecture.js'
-import { decoder, decoderLinears } from './layers.js'
 import { layerWindow } from './config.js'
+import { decoder, decoderLinears } from './layers.js'
 
 export const qwen2 = defineArchitecture({
   modelType: 'qwen2',

@@ -1,13 +1,14 @@
 // The adapter of a run: fresh LoRA weights or a start adapter from a PEFT folder, laid out over the base (stop 9).
+
+import { weightTensors } from '../compiler/ops/weight.js'
 import { initAdapter, type LoraLayout, layoutAdapter } from '../models/adapter-layout.js'
 import type { OpenedBase } from '../models/base-directory.js'
+import { BinaryFile } from '../models/binary-file.js'
 import { storedFormats } from '../models/formats/index.js'
 import { architectureOf } from '../models/index.js'
 import { type LoraConfig, loraDefaults } from '../models/lora-config.js'
 import { resolveTargets } from '../models/lora-targets.js'
 import { loadAdapter, saveAdapter } from '../models/peft.js'
-import { weightTensors } from '../compiler/ops/weight.js'
-import { BinaryFile } from '../models/binary-file.js'
 
 export interface RunAdapter {
   readonly lora: LoraConfig

@@ -1,10 +1,10 @@
 // What a stage is given: the resolved recipe, its folder, and what opens base, data and the compiled step.
 // The parts come from other rooms; a stage only joins them.
 import type { DataReport, PreviewRow } from '../data/index.js'
-import type { Document, ChoiceRow } from './evaluate.js'
+import type { ChoiceRow, Document } from './evaluate.js'
 import type { EndReason, EvaluationResult, TrainingEvent } from './events.js'
-import type { LossName } from './losses/index.js'
 import type { StepLoader } from './loop.js'
+import type { LossName } from './losses/index.js'
 import type { TrainProgram } from './program.js'
 
 export interface RunContext {

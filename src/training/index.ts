@@ -17,7 +17,7 @@ export function plan(
   return startPlan(recipe, prepareRun, options)
 }
 
-export { type RunAdapter, openAdapter } from './adapter.js'
+export { openAdapter, type RunAdapter } from './adapter.js'
 export { CheckpointError, listCheckpoints } from './checkpoint.js'
 export {
   type ChoiceResult,
@@ -29,7 +29,8 @@ export {
 } from './evaluate.js'
 export { type AdapterEvaluation, type EvaluateAdapterOptions, evaluateAdapter } from './evaluate-adapter.js'
 export type * from './events.js'
-export { type LossName, lossNames, losses } from './losses/index.js'
+export { type GraphName, graphNames, type InspectedGraph, type InspectGraphOptions, inspectRecipe } from './inspect.js'
+export { type LossName, losses, lossNames } from './losses/index.js'
 export { NonFiniteError } from './non-finite.js'
 export { optimizerSchema, optimizers } from './optimizers.js'
 export type { MemoryEstimate, PlanReport, TimeEstimate } from './plan.js'
@@ -40,4 +41,3 @@ export { hashRecipe } from './run-directory.js'
 export { learningRateAt, type ScheduleName, type ScheduleOptions, scheduleSchema, schedules } from './schedules.js'
 export { type StageName, type StageOptions, stageSchema, stages } from './stages/index.js'
 export { openTrainProgram, type TrainProgramOptions } from './step.js'
-export { type GraphName, graphNames, type InspectedGraph, type InspectGraphOptions, inspectRecipe } from './inspect.js'

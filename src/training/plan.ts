@@ -1,7 +1,8 @@
 // What a run will do and cost, before it does it (design §9 of silent failures: out of memory after an hour): steps,
 // memory from the planner, time from a short probe of the compiled step.
-import { freemem } from 'node:os'
+
 import { readFileSync } from 'node:fs'
+import { freemem } from 'node:os'
 import type { DataDescription, PreparedRun } from './context.js'
 
 export interface PlanReport {

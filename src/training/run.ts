@@ -7,8 +7,8 @@ import { EventStream, type Listener, type RunResult, type TrainingEvent } from '
 import { openMetricsLog } from './metrics-log.js'
 import { defaultBudgetMb, type PlanReport } from './plan.js'
 import { hashRecipe, openRunDirectory, writeJson } from './run-directory.js'
-import type { StageDefinition } from './stages/stage.js'
 import { stages } from './stages/index.js'
+import type { StageDefinition } from './stages/stage.js'
 
 export interface RunOptions {
   /** Default `runs/<name>-<time>` below the working directory. */

@@ -1,15 +1,16 @@
 // The compiled training step over the runtime: one base, one adapter, one loss (stops 8 to 11).
-import { compile, type Compiled } from '../compiler/compile.js'
-import type { RecomputePolicy } from '../compiler/passes/recompute.js'
+
 import { gradientLeafName } from '../compiler/autodiff.js'
+import { type Compiled, compile } from '../compiler/compile.js'
 import { adamWHyper } from '../compiler/ops/adamw.js'
+import type { RecomputePolicy } from '../compiler/passes/recompute.js'
 import { type AdapterShape, adapterLeafName, type LinearAdapter, normsLeafName } from '../models/adapter-slot.js'
 import { batchLeaves, type TraceOptions } from '../models/context.js'
 import { graphOptions, headLeaves, normsGraph, type Precision, scoreGraph } from '../models/graphs.js'
 import type { LoadedBase } from '../models/loaded-base.js'
 import { type BoundProgram, bindProgram, type LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer } from '../runtime/types.js'
-import { losses, type LossName } from './losses/index.js'
+import { type LossName, losses } from './losses/index.js'
 import type {
   AccumulateOptions,
   AccumulateResult,
@@ -101,7 +102,6 @@ class CompiledTrainProgram implements TrainProgram {
   readonly plannedBytes: number
   private readonly options: TrainProgramOptions
   private readonly dims: { N: number; M: number; S: number }
-  private readonly compiled: Compiled
   private readonly programs: Programs
   private readonly buffers: DeviceBuffer[]
   private readonly workspace: DeviceBuffer
@@ -120,7 +120,6 @@ class CompiledTrainProgram implements TrainProgram {
   ) {
     this.options = options
     this.dims = dims
-    this.compiled = compiled
     this.programs = programs
     this.workspace = workspace
     this.leaf = leaf

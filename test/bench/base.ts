@@ -1,6 +1,6 @@
 // The bases that benchmarks run on, and the programs over them.
 import { join } from 'node:path'
-import { packSequences, InferenceSession } from '../../src/inference/session.js'
+import { InferenceSession, packSequences } from '../../src/inference/session.js'
 import { openBase } from '../../src/models/base-directory.js'
 import { cacheFolder, prepareBase } from '../../src/models/fetch.js'
 import { loadBase } from '../../src/models/loaded-base.js'

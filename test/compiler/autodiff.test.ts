@@ -20,22 +20,79 @@ interface Case {
 
 const cases: Case[] = [
   { name: 'Add, broadcast', shapes: [[3, 4], [4]], build: ([a, b]) => e.add(a!, b!) },
-  { name: 'Sub, broadcast both ways', shapes: [[3, 1], [1, 4]], build: ([a, b]) => e.sub(a!, b!) },
-  { name: 'Mul, broadcast', shapes: [[2, 3, 4], [3, 1]], build: ([a, b]) => e.mul(a!, b!) },
+  {
+    name: 'Sub, broadcast both ways',
+    shapes: [
+      [3, 1],
+      [1, 4],
+    ],
+    build: ([a, b]) => e.sub(a!, b!),
+  },
+  {
+    name: 'Mul, broadcast',
+    shapes: [
+      [2, 3, 4],
+      [3, 1],
+    ],
+    build: ([a, b]) => e.mul(a!, b!),
+  },
   { name: 'Div, broadcast', shapes: [[3, 4], [4]], positive: true, build: ([a, b]) => e.div(a!, b!) },
-  { name: 'Max and Min', shapes: [[3, 4], [3, 4]], build: ([a, b]) => e.mul(e.max(a!, b!), e.min(a!, e.neg(b!))) },
+  {
+    name: 'Max and Min',
+    shapes: [
+      [3, 4],
+      [3, 4],
+    ],
+    build: ([a, b]) => e.mul(e.max(a!, b!), e.min(a!, e.neg(b!))),
+  },
   { name: 'Where', shapes: [[3, 4], [4]], build: ([a, b]) => e.where(e.greater(a!, b!), e.mul(a!, a!), b!) },
   { name: 'Exp, Log, Sqrt', shapes: [[5]], positive: true, build: ([a]) => e.exp(e.log(e.sqrt(a!))) },
   { name: 'Abs, Tanh, Sigmoid', shapes: [[7]], build: ([a]) => e.mul(e.abs(a!), e.tanh(e.sigmoid(a!))) },
-  { name: 'MatMul', shapes: [[3, 4], [4, 5]], build: ([a, b]) => matMul(a!, b!) },
-  { name: 'MatMul, batch broadcast', shapes: [[2, 3, 4], [4, 5]], build: ([a, b]) => matMul(a!, b!) },
+  {
+    name: 'MatMul',
+    shapes: [
+      [3, 4],
+      [4, 5],
+    ],
+    build: ([a, b]) => matMul(a!, b!),
+  },
+  {
+    name: 'MatMul, batch broadcast',
+    shapes: [
+      [2, 3, 4],
+      [4, 5],
+    ],
+    build: ([a, b]) => matMul(a!, b!),
+  },
   { name: 'Softmax', shapes: [[3, 5]], build: ([a]) => softmax(a!) },
-  { name: 'ReduceSum, kept and dropped', shapes: [[3, 4, 2]], build: ([a]) => e.mul(reduceSum(a!, [1], true), reduceSum(a!, [0, 1])) },
+  {
+    name: 'ReduceSum, kept and dropped',
+    shapes: [[3, 4, 2]],
+    build: ([a]) => e.mul(reduceSum(a!, [1], true), reduceSum(a!, [0, 1])),
+  },
   { name: 'ReduceMax', shapes: [[3, 4]], build: ([a]) => reduceMax(a!, [1]) },
-  { name: 'Reshape, Transpose, Unsqueeze', shapes: [[3, 4]], build: ([a]) => s.unsqueeze(s.transpose(s.reshape(a!, [2, 6])), [1]) },
-  { name: 'Slice, Pad, Concat', shapes: [[3, 5], [3, 2]], build: ([a, b]) => s.concat([s.slice(a!, 1, 1, 4), s.padAxis(b!, 1, 1, 2)], 1) },
+  {
+    name: 'Reshape, Transpose, Unsqueeze',
+    shapes: [[3, 4]],
+    build: ([a]) => s.unsqueeze(s.transpose(s.reshape(a!, [2, 6])), [1]),
+  },
+  {
+    name: 'Slice, Pad, Concat',
+    shapes: [
+      [3, 5],
+      [3, 2],
+    ],
+    build: ([a, b]) => s.concat([s.slice(a!, 1, 1, 4), s.padAxis(b!, 1, 1, 2)], 1),
+  },
   { name: 'Gather with repeats', shapes: [[4, 3]], build: ([a]) => s.gather(a!, ints(a!.graph, [1, 3, 1])) },
-  { name: 'Expand', shapes: [[3, 1], [3, 4]], build: ([a, b]) => e.mul(s.expandLike(a!, b!), b!) },
+  {
+    name: 'Expand',
+    shapes: [
+      [3, 1],
+      [3, 4],
+    ],
+    build: ([a, b]) => e.mul(s.expandLike(a!, b!), b!),
+  },
 ]
 
 async function check(c: Case): Promise<number> {
@@ -57,7 +114,10 @@ async function check(c: Case): Promise<number> {
   for (const [leaf, d] of backward(graph, new Map([[y, seed]]), leaves))
     graph.output(`d.${leaf.leaf!.name}`, e.mul(d, scalar(graph, 1, 'f64')))
   const size = (y.shape as number[]).reduce((a, b) => a * b, 1)
-  const analytic = await runOracle(graph, { ...feed(data), seed: { dtype: 'f64', shape: y.shape as number[], data: weights(size) } })
+  const analytic = await runOracle(graph, {
+    ...feed(data),
+    seed: { dtype: 'f64', shape: y.shape as number[], data: weights(size) },
+  })
 
   const value = async (values: number[][]) => {
     const t = trace()

@@ -2,22 +2,28 @@
 import { describe, expect, it } from 'vitest'
 import { compile } from '../../src/compiler/compile.js'
 import { Graph } from '../../src/compiler/graph.js'
-import * as e from '../../src/compiler/ops/elementwise.js'
 import { adamW } from '../../src/compiler/ops/adamw.js'
+import * as e from '../../src/compiler/ops/elementwise.js'
 import { cutGraph } from '../../src/compiler/passes/cut.js'
 import { placeBuffers } from '../../src/compiler/passes/place-buffers.js'
 import { removeDeadCode, shareSubexpressions, simplify } from '../../src/compiler/passes/simplify.js'
 import { printSegment } from '../../src/compiler/segment.js'
 import { verify } from '../../src/compiler/verify.js'
-import { parseModelConfig } from '../../src/models/config.js'
 import type { LinearAdapter } from '../../src/models/adapter-slot.js'
+import { parseModelConfig } from '../../src/models/config.js'
 import { architectureOf } from '../../src/models/index.js'
 import { losses } from '../../src/training/losses/index.js'
 import { trainGraph } from '../../src/training/step-graph.js'
 
 const config = parseModelConfig({
-  model_type: 'llama', hidden_size: 64, intermediate_size: 128, num_hidden_layers: 4, num_attention_heads: 4,
-  num_key_value_heads: 2, vocab_size: 256, tie_word_embeddings: true,
+  model_type: 'llama',
+  hidden_size: 64,
+  intermediate_size: 128,
+  num_hidden_layers: 4,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  vocab_size: 256,
+  tie_word_embeddings: true,
 })
 
 function traced(kernels = true) {
@@ -30,11 +36,17 @@ function traced(kernels = true) {
     offset += length
   }
   const formats = new Map(
-    [...architecture.linears(config), { path: 'model.embed_tokens', outFeatures: 256, inFeatures: 64 }].map(
-      (l) => [`${l.path}.weight`, { format: 'int4' as const, block: 32, shape: [l.outFeatures, l.inFeatures] }],
-    ),
+    [...architecture.linears(config), { path: 'model.embed_tokens', outFeatures: 256, inFeatures: 64 }].map((l) => [
+      `${l.path}.weight`,
+      { format: 'int4' as const, block: 32, shape: [l.outFeatures, l.inFeatures] },
+    ]),
   )
-  return trainGraph(architecture, { kernels, activationType: 'bf16', strict: false }, { config, formats, adapter: { linears, dropout: 0 } }, losses.crossEntropy)
+  return trainGraph(
+    architecture,
+    { kernels, activationType: 'bf16', strict: false },
+    { config, formats, adapter: { linears, dropout: 0 } },
+    losses.crossEntropy,
+  )
 }
 const dims = { N: 256, M: 256, S: 3 }
 
@@ -42,8 +54,16 @@ describe('compile', () => {
   it('equal blocks share sessions: embed, block, last block, head, and the two kinds of backward', () => {
     const compiled = compile(traced(), { dims })
     expect(compiled.steps.map((s) => s.name)).toEqual([
-      'embed', 'block.0', 'block.1', 'block.2', 'block.3', 'head',
-      'block.3.backward', 'block.2.backward', 'block.1.backward', 'block.0.backward',
+      'embed',
+      'block.0',
+      'block.1',
+      'block.2',
+      'block.3',
+      'head',
+      'block.3.backward',
+      'block.2.backward',
+      'block.1.backward',
+      'block.0.backward',
     ])
     expect(compiled.steps.map((s) => s.model)).toEqual([0, 1, 1, 1, 2, 3, 4, 4, 4, 5])
   })
@@ -130,7 +150,13 @@ describe('verify', () => {
     const g = new Graph({ kernels: true })
     const flat = (name: string) => g.leaf(name, 'state', 'f32', [8])
     const state = { params: flat('p'), grads: flat('g'), m: flat('m'), v: flat('v') }
-    adamW(state, g.leaf('hyper', 'input', 'f32', [8]), g.leaf('groups', 'input', 'i64', [1, 2]), g.leaf('gh', 'input', 'f32', [1, 2]), [])
+    adamW(
+      state,
+      g.leaf('hyper', 'input', 'f32', [8]),
+      g.leaf('groups', 'input', 'i64', [1, 2]),
+      g.leaf('gh', 'input', 'f32', [1, 2]),
+      [],
+    )
     g.output('late', e.exp(state.params))
     const segments = cutGraph(g, 'none')
     expect(() => verify(g, segments)).toThrow(/Exp.*input 0 reads memory that .*AdamW.* has overwritten/)
@@ -156,6 +182,8 @@ describe('graph', () => {
   })
   it('shapes that do not broadcast are refused by name', () => {
     const g = new Graph({ kernels: true })
-    expect(() => e.add(g.leaf('x', 'input', 'f32', [3]), g.leaf('y', 'input', 'f32', [4]))).toThrow('Add: shapes [3] and [4] do not broadcast')
+    expect(() => e.add(g.leaf('x', 'input', 'f32', [3]), g.leaf('y', 'input', 'f32', [4]))).toThrow(
+      'Add: shapes [3] and [4] do not broadcast',
+    )
   })
 })

@@ -25,7 +25,9 @@ async function openDevice(): Promise<{ runtime: Runtime; provider: Provider } | 
       await runtime.close()
     }
   }
-  console.warn(`SKIPPED: no device can be used here.\n  ${reasons.join('\n  ')}\n  A software one comes with Debian's chromium package.`)
+  console.warn(
+    `SKIPPED: no device can be used here.\n  ${reasons.join('\n  ')}\n  A software one comes with Debian's chromium package.`,
+  )
   if (process.env.ESPALIER_REQUIRE_DEVICE === '1') throw new Error(reasons.join('; '))
   return null
 }
@@ -46,21 +48,25 @@ afterAll(async () => {
 })
 
 describe('training a tiny model, lowered', () => {
-  it.each(['f32', 'int4'] as const)('%s base: the losses and the adapter of the CPU', async (format) => {
-    if (!device) return
-    const expected = await trainTiny(tinyBase(cpu, format))
-    const actual = await trainTiny(tinyBase(device.runtime, format))
-    expect(expected.losses.at(-1)!).toBeLessThan(expected.losses[0]!)
-    actual.losses.forEach((loss, i) => {
-      expect(Math.abs(loss - expected.losses[i]!)).toBeLessThan(2e-4)
-    })
-    // Adam's first steps have the size of the rate whatever the gradient's: compare by the norm of the update.
-    let difference = 0
-    let size = 0
-    actual.params.forEach((x, i) => {
-      difference += (x - expected.params[i]!) ** 2
-      size += expected.params[i]! ** 2
-    })
-    expect(Math.sqrt(difference / size)).toBeLessThan(1e-2)
-  }, 600_000)
+  it.each(['f32', 'int4'] as const)(
+    '%s base: the losses and the adapter of the CPU',
+    async (format) => {
+      if (!device) return
+      const expected = await trainTiny(tinyBase(cpu, format))
+      const actual = await trainTiny(tinyBase(device.runtime, format))
+      expect(expected.losses.at(-1)!).toBeLessThan(expected.losses[0]!)
+      actual.losses.forEach((loss, i) => {
+        expect(Math.abs(loss - expected.losses[i]!)).toBeLessThan(2e-4)
+      })
+      // Adam's first steps have the size of the rate whatever the gradient's: compare by the norm of the update.
+      let difference = 0
+      let size = 0
+      actual.params.forEach((x, i) => {
+        difference += (x - expected.params[i]!) ** 2
+        size += expected.params[i]! ** 2
+      })
+      expect(Math.sqrt(difference / size)).toBeLessThan(1e-2)
+    },
+    600_000,
+  )
 })

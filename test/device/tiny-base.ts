@@ -1,18 +1,25 @@
 // A tiny random model in memory and its training step, for runs on any provider.
-import { weightTensors, type WeightFormat } from '../../src/compiler/ops/weight.js'
+import { type WeightFormat, weightTensors } from '../../src/compiler/ops/weight.js'
 import type { LinearAdapter } from '../../src/models/adapter-slot.js'
 import { parseModelConfig } from '../../src/models/config.js'
+import { toHalf } from '../../src/models/float16.js'
 import { architectureOf } from '../../src/models/index.js'
 import { type LoadedBase, type MemoryTensor, memoryBase } from '../../src/models/loaded-base.js'
 import type { Runtime } from '../../src/runtime/types.js'
 import type { MicroBatch, TrainProgram } from '../../src/training/program.js'
 import { openTrainProgram } from '../../src/training/step.js'
-import { toHalf } from '../../src/models/float16.js'
 import { randomSource } from '../ops/case.js'
 
 export const tinyConfig = parseModelConfig({
-  model_type: 'llama', hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, num_attention_heads: 4,
-  num_key_value_heads: 2, vocab_size: 128, tie_word_embeddings: true, max_position_embeddings: 256,
+  model_type: 'llama',
+  hidden_size: 64,
+  intermediate_size: 96,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  vocab_size: 128,
+  tie_word_embeddings: true,
+  max_position_embeddings: 256,
 })
 
 export function tinyBase(runtime: Runtime, format: WeightFormat = 'int4'): LoadedBase {
@@ -20,7 +27,8 @@ export function tinyBase(runtime: Runtime, format: WeightFormat = 'int4'): Loade
   const random = randomSource(3)
   const formats = new Map<string, { format: WeightFormat; block: number; shape: number[] }>()
   const tensors = new Map<string, MemoryTensor>()
-  const bytes = (array: ArrayBufferView) => new Uint8Array(array.buffer as ArrayBuffer, array.byteOffset, array.byteLength)
+  const bytes = (array: ArrayBufferView) =>
+    new Uint8Array(array.buffer as ArrayBuffer, array.byteOffset, array.byteLength)
   const matrix = (name: string, kind: WeightFormat, outFeatures: number, inFeatures: number) => {
     formats.set(name, { format: kind, block: 32, shape: [outFeatures, inFeatures] })
     for (const { suffix, dtype, shape } of weightTensors(kind, 32, outFeatures, inFeatures)) {
@@ -36,7 +44,8 @@ export function tinyBase(runtime: Runtime, format: WeightFormat = 'int4'): Loade
   }
   const norm = (name: string) =>
     tensors.set(name, {
-      dtype: 'f32', bytes: bytes(Float32Array.from({ length: tinyConfig.hiddenSize }, () => 0.9 + 0.2 * random())),
+      dtype: 'f32',
+      bytes: bytes(Float32Array.from({ length: tinyConfig.hiddenSize }, () => 0.9 + 0.2 * random())),
     })
   matrix('model.embed_tokens.weight', 'f32', tinyConfig.vocabSize, tinyConfig.hiddenSize)
   for (const l of architecture.linears(tinyConfig)) matrix(`${l.path}.weight`, format, l.outFeatures, l.inFeatures)
@@ -58,11 +67,22 @@ export async function tinyProgram(base: LoadedBase): Promise<TrainProgram> {
     const bOffset = rank * inFeatures
     linears.set(path, { path, rank, scaling: 2, offset, length: bOffset + rank * outFeatures, bOffset })
     tensors.push({ name: `${path}.lora_A.weight`, path, kind: 'loraA', shape: [rank, inFeatures], offset })
-    tensors.push({ name: `${path}.lora_B.weight`, path, kind: 'loraB', shape: [outFeatures, rank], offset: offset + bOffset })
+    tensors.push({
+      name: `${path}.lora_B.weight`,
+      path,
+      kind: 'loraB',
+      shape: [outFeatures, rank],
+      offset: offset + bOffset,
+    })
     offset += bOffset + rank * outFeatures
   }
   const program = await openTrainProgram({
-    base, layout: { tensors, length: offset }, adapter: { linears, dropout: 0 }, maxTokens: 24, maxDocuments: 2, precision: 'strict',
+    base,
+    layout: { tensors, length: offset },
+    adapter: { linears, dropout: 0 },
+    maxTokens: 24,
+    maxDocuments: 2,
+    precision: 'strict',
   })
   const random = randomSource(9)
   for (const t of tensors)
@@ -87,7 +107,15 @@ export async function trainTiny(base: LoadedBase, steps = 4): Promise<{ losses: 
   for (let step = 1; step <= steps; step++) {
     const { lossSum } = await program.accumulate(tinyBatch(), { first: true, lossScale: 1 / 22, rngStep: step })
     losses.push(lossSum)
-    await program.update({ learningRate: 5e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, maxGradNorm: 1, step })
+    await program.update({
+      learningRate: 5e-3,
+      beta1: 0.9,
+      beta2: 0.999,
+      epsilon: 1e-8,
+      weightDecay: 0.01,
+      maxGradNorm: 1,
+      step,
+    })
   }
   const params = program.params.slice()
   program.close()

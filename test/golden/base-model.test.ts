@@ -15,9 +15,13 @@ import { readTensors } from './safetensors.js'
 const read = <T>(name: string) => JSON.parse(readFileSync(goldenDir('models', 'base', name), 'utf8')) as T
 const { prompts } = read<{ prompts: { name: string; ids: number[] }[] }>('prompts.json')
 const { continuations } = read<{ continuations: { name: string; ids: number[]; gaps: number[] }[] }>('greedy.json')
-const perplexity = read<{ ids: number[]; window: number; windows: number; nll_mean: number; nll_sum_per_window: number[] }>(
-  'perplexity.json',
-)
+const perplexity = read<{
+  ids: number[]
+  window: number
+  windows: number
+  nll_mean: number
+  nll_sum_per_window: number[]
+}>('perplexity.json')
 const expected = readTensors(goldenDir('models', 'base', 'logits.safetensors'))
 
 /** Ten times what float32 transformers is off by (the README of the values). */

@@ -82,7 +82,8 @@ export async function runGraph({ inputs, dims = {}, target, runtime, build }: Ru
       Object.entries(entries).map(([key, { place, dtype, shape }]) => {
         if (place.kind === 'workspace') throw new Error('run-graph: one segment has no workspace values')
         const byteLength = Math.max(64, size(shape).reduce((a, b) => a * b, 1) * bytesPerElement[dtype])
-        const buffer = (buffers[place.name] ??= runtime!.allocate(byteLength))
+        const buffer = buffers[place.name] ?? runtime!.allocate(byteLength)
+        buffers[place.name] = buffer
         return [key, { buffer, byteOffset: 0, dtype, shape }]
       }),
     )

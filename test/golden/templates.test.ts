@@ -31,7 +31,7 @@ function readCases<T>(name: string): T | undefined {
   return JSON.parse(readFileSync(path, 'utf8')) as T
 }
 
-const tokenizer = baseTokenizer()
+const tokenizer = await baseTokenizer()
 const tokenizerCases = readCases<{ cases: TokenizerCase[] }>('tokenizer.json')
 const conversations = readCases<{ chat_template: string; conversations: Conversation[] }>('conversations.json')
 

@@ -1,6 +1,12 @@
 // One row of the case tables: how an op is called, on which data, and what it is differentiated by.
 import type { DType, Graph, Shape, Value } from '../../src/compiler/graph.js'
-import { type Weight, loweredType, type WeightFormat, weightLeaf, weightTensors } from '../../src/compiler/ops/weight.js'
+import {
+  loweredType,
+  type Weight,
+  type WeightFormat,
+  weightLeaf,
+  weightTensors,
+} from '../../src/compiler/ops/weight.js'
 import { bfloat16ToFloat32, float32ToBfloat16, halfTable, toHalf } from '../../src/models/float16.js'
 import type { Tensor } from './oracle.js'
 
@@ -80,7 +86,13 @@ export class CaseBuilder {
     return this.graph.leaf(name, role, this.graph.floatType, shape)
   }
 
-  given(name: string, dtype: DType, shape: Shape, data: readonly number[], role: 'input' | 'parameter' | 'state' = 'input'): Value {
+  given(
+    name: string,
+    dtype: DType,
+    shape: Shape,
+    data: readonly number[],
+    role: 'input' | 'parameter' | 'state' = 'input',
+  ): Value {
     const type = dtype === 'f32' ? this.graph.floatType : dtype
     this.feeds[name] = { dtype: type, shape: this.size(shape), data }
     return this.graph.leaf(name, role, type, shape)

@@ -5,8 +5,8 @@ import { compile } from '../../src/compiler/compile.js'
 import { type DType, Graph, type GraphOptions, type Value } from '../../src/compiler/graph.js'
 import { mul } from '../../src/compiler/ops/elementwise.js'
 import { scalar } from '../../src/compiler/ops/tensor.js'
-import { bindProgram, type BoundProgram } from '../../src/runtime/bind.js'
-import { type Runtime } from '../../src/runtime/types.js'
+import { type BoundProgram, bindProgram } from '../../src/runtime/bind.js'
+import type { Runtime } from '../../src/runtime/types.js'
 import { bf16Bits, bf16Value, CaseBuilder, narrowToBf16, type OpCase, randomSource } from './case.js'
 import { runOracle, type Tensor } from './oracle.js'
 
@@ -25,7 +25,10 @@ export function traceCase(opCase: OpCase, options: GraphOptions & { isNarrow: bo
   const seeds = new Map<Value, Value>()
   for (const name of opCase.through ?? []) {
     const y = outputs[name]!
-    const seed = options.kernels && y.dtype === 'bf16' ? builder.activation(`seed.${name}`, y.shape) : builder.real(`seed.${name}`, y.shape)
+    const seed =
+      options.kernels && y.dtype === 'bf16'
+        ? builder.activation(`seed.${name}`, y.shape)
+        : builder.real(`seed.${name}`, y.shape)
     // A bf16 gradient sees rounded numbers; the oracle must see the same.
     if (options.isNarrow && !options.kernels && isActivation(opCase, name)) {
       const given = builder.feeds[`seed.${name}`]!
@@ -76,8 +79,15 @@ function readBack(bytes: Uint8Array, dtype: DType, n: number): Float64Array {
 
 /** The case compiled and bound for the kernels, its inputs filled. */
 export async function bindCase(
-  runtime: Runtime, opCase: OpCase, traced: TracedCase,
-): Promise<{ program: BoundProgram; run(): Promise<void>; read(name: string, n: number): Float64Array; opTypes: string[] }> {
+  runtime: Runtime,
+  opCase: OpCase,
+  traced: TracedCase,
+): Promise<{
+  program: BoundProgram
+  run(): Promise<void>
+  read(name: string, n: number): Float64Array
+  opTypes: string[]
+}> {
   const compiled = compile(traced.graph, { cut: 'none', dims: opCase.dims, recompute: 'none' })
   const program = await bindProgram(runtime, compiled, { leaf: () => null })
   const types = new Map(compiled.leaves.map((l) => [l.name, l.dtype]))
@@ -88,7 +98,8 @@ export async function bindCase(
     const dtype = types.get(name)!
     const memory = program.memoryOf(name).bytes
     // Weights hold bits already.
-    if (weights.has(name) && dtype === 'bf16') new Uint16Array(memory.buffer, memory.byteOffset, given.data.length).set(given.data)
+    if (weights.has(name) && dtype === 'bf16')
+      new Uint16Array(memory.buffer, memory.byteOffset, given.data.length).set(given.data)
     else write(memory, dtype, given.data)
   }
   return {
@@ -110,17 +121,26 @@ export interface Comparison {
 export async function compareCase(runtime: Runtime, opCase: OpCase, mode: 'strict' | 'fast'): Promise<Comparison[]> {
   const isNarrow = mode === 'fast'
   const expected = await oracleOf(opCase, isNarrow)
-  const traced = traceCase(opCase, { kernels: true, activationType: isNarrow ? 'bf16' : 'f32', strict: !isNarrow, isNarrow })
+  const traced = traceCase(opCase, {
+    kernels: true,
+    activationType: isNarrow ? 'bf16' : 'f32',
+    strict: !isNarrow,
+    isNarrow,
+  })
   const bound = await bindCase(runtime, opCase, traced)
   try {
     await bound.run()
     const limit = isNarrow ? (opCase.fastTolerance ?? 2e-2) : (opCase.tolerance ?? 2e-6)
     return Object.entries(expected).map(([value, reference]) => {
-      const parameter = value.startsWith('d.') && traced.feeds[`grad.${value.slice(2)}`] ? `grad.${value.slice(2)}` : value
+      const parameter =
+        value.startsWith('d.') && traced.feeds[`grad.${value.slice(2)}`] ? `grad.${value.slice(2)}` : value
       const actual = bound.read(parameter, reference.length)
       // A gradient that is zero by nature is compared absolutely.
       const top = reference.reduce((m, x) => Math.max(m, Math.abs(x)), 0.1)
-      const error = reference.reduce((m, x, i) => Math.max(m, Number.isNaN(actual[i]!) ? Number.POSITIVE_INFINITY : Math.abs(x - actual[i]!)), 0)
+      const error = reference.reduce(
+        (m, x, i) => Math.max(m, Number.isNaN(actual[i]!) ? Number.POSITIVE_INFINITY : Math.abs(x - actual[i]!)),
+        0,
+      )
       return { value, error: error / top, limit }
     })
   } finally {
@@ -153,7 +173,8 @@ export async function checkGradients(opCase: OpCase, samples = 4): Promise<Compa
     builder.feeds[change.leaf] = { ...given, data }
     const result = await runOracle(graph, builder.feeds)
     return opCase.through!.reduce(
-      (sum, name, k) => sum + result[name]!.reduce((a, y, i) => a + y * seeds[k]![i]!, 0), 0,
+      (sum, name, k) => sum + result[name]!.reduce((a, y, i) => a + y * seeds[k]![i]!, 0),
+      0,
     )
   }
   const checks: Comparison[] = []
@@ -169,4 +190,3 @@ export async function checkGradients(opCase: OpCase, samples = 4): Promise<Compa
   }
   return checks
 }
-

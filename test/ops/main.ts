@@ -2,7 +2,7 @@
 import { parseArgs } from 'node:util'
 import { openRuntime } from '../../src/runtime/index.js'
 import { opCases } from './cases/index.js'
-import { checkGradients, type Comparison, compareCase } from './harness.js'
+import { type Comparison, checkGradients, compareCase } from './harness.js'
 import { measureCases } from './perf.js'
 import { supportTable } from './support.js'
 

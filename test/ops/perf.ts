@@ -32,48 +32,99 @@ function linear(name: string, k: number, out: number): PerfCase {
   const product = 2 * ROWS * k * out
   const adapter = 2 * ROWS * RANK * (k + out)
   return {
-    op: 'QuantLinear', name: `${name} ${ROWS}×${k}×${out}`, count: 1,
-    forwardFlops: product + adapter, backwardFlops: product + 2 * adapter,
+    op: 'QuantLinear',
+    name: `${name} ${ROWS}×${k}×${out}`,
+    count: 1,
+    forwardFlops: product + adapter,
+    backwardFlops: product + 2 * adapter,
     build(c) {
-      const slot = { slice: c.real('adapter', [bOffset + out * RANK], 0.05, 0, 'parameter'), rank: RANK, scaling: 2, bOffset }
-      return { output: quantLinear(c.activation('x', ['N', k]), c.weight('w', 'int4', 32, out, k), { slot }), wrt: ['x', 'adapter'] }
+      const slot = {
+        slice: c.real('adapter', [bOffset + out * RANK], 0.05, 0, 'parameter'),
+        rank: RANK,
+        scaling: 2,
+        bOffset,
+      }
+      return {
+        output: quantLinear(c.activation('x', ['N', k]), c.weight('w', 'int4', 32, out, k), { slot }),
+        wrt: ['x', 'adapter'],
+      }
     },
   }
 }
 
 const TOKENS = 1024
 const perfCases: PerfCase[] = [
-  linear('q', 576, 576), linear('k', 576, 192), linear('v', 576, 192), linear('o', 576, 576),
-  linear('gate', 576, 1536), linear('up', 576, 1536), linear('down', 1536, 576),
+  linear('q', 576, 576),
+  linear('k', 576, 192),
+  linear('v', 576, 192),
+  linear('o', 576, 576),
+  linear('gate', 576, 1536),
+  linear('up', 576, 1536),
+  linear('down', 1536, 576),
   {
-    op: 'Attention', name: `${TOKENS} tokens, 9/3 heads of 64`, count: 1,
-    forwardFlops: 2 * TOKENS * TOKENS * 576, backwardFlops: 4 * TOKENS * TOKENS * 576,
+    op: 'Attention',
+    name: `${TOKENS} tokens, 9/3 heads of 64`,
+    count: 1,
+    forwardFlops: 2 * TOKENS * TOKENS * 576,
+    backwardFlops: 4 * TOKENS * TOKENS * 576,
     build: (c) => ({
       output: attention(
-        c.activation('q', ['N', 576]), c.activation('k', ['N', 192]), c.activation('v', ['N', 192]),
-        c.given('cuSeqlens', 'i32', ['S'], [0, TOKENS]), { numHeads: 9, numKeyValueHeads: 3, headDim: 64 },
+        c.activation('q', ['N', 576]),
+        c.activation('k', ['N', 192]),
+        c.activation('v', ['N', 192]),
+        c.given('cuSeqlens', 'i32', ['S'], [0, TOKENS]),
+        { numHeads: 9, numKeyValueHeads: 3, headDim: 64 },
       ),
       wrt: ['q', 'k', 'v'],
     }),
   },
   {
-    op: 'LinearLogProb', name: `${TOKENS} rows, vocabulary 49152, int8`, count: 1,
-    forwardFlops: 2 * TOKENS * 576 * 49152, backwardFlops: 2 * TOKENS * 576 * 49152,
+    op: 'LinearLogProb',
+    name: `${TOKENS} rows, vocabulary 49152, int8`,
+    count: 1,
+    forwardFlops: 2 * TOKENS * 576 * 49152,
+    backwardFlops: 2 * TOKENS * 576 * 49152,
     build: (c) => {
       const index = Array.from({ length: TOKENS }, (_, i) => i)
       const { logps } = linearLogProb(
-        c.activation('h', ['N', 576]), c.weight('w', 'int8', 32, 49152, 576), c.given('labels', 'i32', ['M'], index),
+        c.activation('h', ['N', 576]),
+        c.weight('w', 'int8', 32, 49152, 576),
+        c.given('labels', 'i32', ['M'], index),
         c.given('lossRows', 'i32', ['M'], index),
       )
       return { output: neg(reduceSum(mul(logps, c.real('weights', ['M'])), [0], true)), wrt: ['h'] }
     },
   },
-  { op: 'RmsNorm', name: `${TOKENS}×576`, count: 2, forwardFlops: 4 * TOKENS * 576, backwardFlops: 8 * TOKENS * 576,
-    build: (c) => ({ output: rmsNorm(c.activation('x', ['N', 576]), c.real('weight', [576]), 1e-5), wrt: ['x'] }) },
-  { op: 'Rotary', name: `${TOKENS}×576`, count: 1, forwardFlops: 4 * TOKENS * 576, backwardFlops: 4 * TOKENS * 576,
-    build: (c) => ({ output: rotary(c.activation('x', ['N', 576]), c.real('cos', ['N', 32]), c.real('sin', ['N', 32]), 64), wrt: ['x'] }) },
-  { op: 'SwiGlu', name: `${TOKENS}×1536`, count: 1, forwardFlops: 8 * TOKENS * 1536, backwardFlops: 16 * TOKENS * 1536,
-    build: (c) => ({ output: swiGlu(c.activation('gate', ['N', 1536]), c.activation('up', ['N', 1536])), wrt: ['gate', 'up'] }) },
+  {
+    op: 'RmsNorm',
+    name: `${TOKENS}×576`,
+    count: 2,
+    forwardFlops: 4 * TOKENS * 576,
+    backwardFlops: 8 * TOKENS * 576,
+    build: (c) => ({ output: rmsNorm(c.activation('x', ['N', 576]), c.real('weight', [576]), 1e-5), wrt: ['x'] }),
+  },
+  {
+    op: 'Rotary',
+    name: `${TOKENS}×576`,
+    count: 1,
+    forwardFlops: 4 * TOKENS * 576,
+    backwardFlops: 4 * TOKENS * 576,
+    build: (c) => ({
+      output: rotary(c.activation('x', ['N', 576]), c.real('cos', ['N', 32]), c.real('sin', ['N', 32]), 64),
+      wrt: ['x'],
+    }),
+  },
+  {
+    op: 'SwiGlu',
+    name: `${TOKENS}×1536`,
+    count: 1,
+    forwardFlops: 8 * TOKENS * 1536,
+    backwardFlops: 16 * TOKENS * 1536,
+    build: (c) => ({
+      output: swiGlu(c.activation('gate', ['N', 1536]), c.activation('up', ['N', 1536])),
+      wrt: ['gate', 'up'],
+    }),
+  },
 ]
 
 export interface PerfRow {
@@ -99,7 +150,8 @@ async function measure(runtime: Runtime, perf: PerfCase) {
     const { output, wrt } = perf.build(builder)
     if (withGradient) {
       // Gradients alone: the forward's own values are read from memory as the backward of a block does.
-      const seed = output.shape.length === 2 ? builder.activation('seed', output.shape) : builder.real('seed', output.shape)
+      const seed =
+        output.shape.length === 2 ? builder.activation('seed', output.shape) : builder.real('seed', output.shape)
       const leaves = graph.leaves.filter((v) => wrt.includes(v.leaf!.name))
       for (const [leaf, d] of backward(graph, new Map([[output, seed]]), leaves, { accumulate: true }))
         if (leaf.leaf!.role !== 'parameter') graph.output(`d.${leaf.leaf!.name}`, d)
@@ -165,12 +217,22 @@ export async function measureCases(runtime: Runtime, op: string | undefined) {
     total.backwardShare += back * backwardMs
     const percent = (x: number) => `${(100 * x).toFixed(1).padStart(5)} %`
     rows.push({
-      op: perf.op, name: perf.name, forwardMs, backwardMs, forward, backward: back,
+      op: perf.op,
+      name: perf.name,
+      forwardMs,
+      backwardMs,
+      forward,
+      backward: back,
       text: `${perf.op.padEnd(14)} ${perf.name.padEnd(36)} forward ${forwardMs.toFixed(2).padStart(8)} ms ${percent(forward)}   ${isFused ? 'both   ' : 'backward'} ${backwardMs.toFixed(2).padStart(8)} ms ${percent(back)}`,
     })
   }
   return {
-    forward: total.forwardShare / total.forwardMs, backward: total.backwardShare / total.backwardMs,
-    ceiling: kind, ceilingGflops: median(ceilings), isa: runtime.info.isa, threads: runtime.info.threads, rows,
+    forward: total.forwardShare / total.forwardMs,
+    backward: total.backwardShare / total.backwardMs,
+    ceiling: kind,
+    ceilingGflops: median(ceilings),
+    isa: runtime.info.isa,
+    threads: runtime.info.threads,
+    rows,
   }
 }

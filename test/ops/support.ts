@@ -1,8 +1,7 @@
 // Which op runs where: our kernel, or its standard lowering on each provider of onnxruntime-node.
 import { openRuntime } from '../../src/runtime/index.js'
 import type { OpCase } from './case.js'
-import { compareCase } from './harness.js'
-import { traceCase } from './harness.js'
+import { compareCase, traceCase } from './harness.js'
 import { runOracle } from './oracle.js'
 
 /** One row per op: kernel and lowering, each `yes`, `no`, or why not. */
@@ -20,7 +19,9 @@ export async function supportTable(cases: readonly OpCase[]): Promise<Record<str
       }
     }
     table[c.op] = {
-      [`kernel (${runtime.info.isa ?? 'none'})`]: runtime.info.kernels ? await attempt(() => compareCase(runtime, c, 'strict')) : (runtime.info.reason ?? 'no'),
+      [`kernel (${runtime.info.isa ?? 'none'})`]: runtime.info.kernels
+        ? await attempt(() => compareCase(runtime, c, 'strict'))
+        : (runtime.info.reason ?? 'no'),
       'lowering (cpu)': await attempt(() => {
         const { graph, feeds } = traceCase(c, { kernels: false, floatType: 'f32', isNarrow: false })
         return runOracle(graph, feeds)

@@ -1,5 +1,5 @@
 // AdamW over the flat buffer with global-norm clipping (arXiv 1711.05101; torch.optim.AdamW).
-import { type Value } from '../graph.js'
+import type { Value } from '../graph.js'
 import { defineOp } from '../op.js'
 import { add, and, div, greater, less, min, mul, sqrt, sub, where } from './elementwise.js'
 import { reduceSum } from './reduce.js'
@@ -9,7 +9,13 @@ import { scalar } from './tensor.js'
 
 /** Positions in the `hyper` input, f32 [8]. */
 export const adamWHyper = {
-  learningRate: 0, beta1: 1, beta2: 2, epsilon: 3, biasCorrection1: 4, biasCorrection2: 5, maxGradNorm: 6,
+  learningRate: 0,
+  beta1: 1,
+  beta2: 2,
+  epsilon: 3,
+  biasCorrection1: 4,
+  biasCorrection2: 5,
+  maxGradNorm: 6,
 } as const
 
 type AdamAttributes = { groupList: readonly number[] }
@@ -56,8 +62,11 @@ export const AdamW = defineOp<AdamAttributes>({
     }
     const total = params!.shape[0] as number
     if (end < total) parts.push(slice(params!, 0, end, total))
-    const isFinite = and(less(norm, scalar(graph, 3e38, params!.dtype)), greater(norm, scalar(graph, -1, params!.dtype)))
-    const keep = (updated: Value, old: Value) => where(isFinite, updated, old)
+    const isUsable = and(
+      less(norm, scalar(graph, 3e38, params!.dtype)),
+      greater(norm, scalar(graph, -1, params!.dtype)),
+    )
+    const keep = (updated: Value, old: Value) => where(isUsable, updated, old)
     return [keep(concat(parts, 0), params!), keep(m1, m!), keep(v1, v!), norm]
   },
 })
@@ -70,7 +79,10 @@ export interface ParameterRange {
 
 /** All flat f32 [P]; hyper f32 [8]; groups i64 [G, 2]; groupHyper f32 [G, 2] {rate factor, decay} -> new p, m, v, norm [1]. */
 export function adamW(
-  state: { params: Value; grads: Value; m: Value; v: Value }, hyper: Value, groups: Value, groupHyper: Value,
+  state: { params: Value; grads: Value; m: Value; v: Value },
+  hyper: Value,
+  groups: Value,
+  groupHyper: Value,
   ranges: readonly ParameterRange[],
 ) {
   const [params, m, v, gradNorm] = state.params.graph.apply(

@@ -1,6 +1,6 @@
 // Causal grouped-query attention over packed documents (flash attention: arXiv 2205.14135, 2307.08691). The lowering
 // holds the N×N scores; the kernel never does.
-import { type Dim, type Value } from '../graph.js'
+import type { Dim, Value } from '../graph.js'
 import { defineOp, type RealNumber, real } from '../op.js'
 import { add, and, cast, equal, exp, greaterOrEqual, less, log, scale, sub, where } from './elementwise.js'
 import { matMul, softmax } from './linear-algebra.js'
@@ -70,7 +70,11 @@ export const Attention = defineOp<AttentionAttributes>({
     if (c.dOutputs[1]) throw new Error('Attention: lse has no gradient')
     const [q, k, v, cuSeqlens] = c.node.inputs as [Value, Value, Value, Value]
     const [out, lse] = c.node.outputs as [Value, Value]
-    const grads = c.graph.apply(AttentionGrad, [q, k, v, out, lse, c.dOutputs[0]!, cuSeqlens], c.node.attributes as AttentionAttributes)
+    const grads = c.graph.apply(
+      AttentionGrad,
+      [q, k, v, out, lse, c.dOutputs[0]!, cuSeqlens],
+      c.node.attributes as AttentionAttributes,
+    )
     return [...grads, null]
   },
   flops: (node, dims) => attentionFlops(node.inputs[0]!, dims, 2),

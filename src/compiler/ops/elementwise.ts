@@ -111,7 +111,11 @@ export const Where = defineOp<Plain>({
   domain: '',
   infer([condition, a, b]) {
     const x = need(a, 'Where a')
-    const shape = broadcast(broadcast(need(condition, 'Where').shape, x.shape, 'Where'), need(b, 'Where b').shape, 'Where')
+    const shape = broadcast(
+      broadcast(need(condition, 'Where').shape, x.shape, 'Where'),
+      need(b, 'Where b').shape,
+      'Where',
+    )
     return [{ dtype: x.dtype, shape }]
   },
   gradient(c) {
@@ -163,8 +167,7 @@ export const cast = (x: Value, dtype: DType): Value =>
   x.dtype === dtype ? x : x.graph.apply(Cast, [x], { to: dtype })[0]!
 
 /** Multiplies by a number. */
-export const scale = (x: Value, factor: number): Value =>
-  factor === 1 ? x : mul(x, scalar(x.graph, factor, x.dtype))
+export const scale = (x: Value, factor: number): Value => (factor === 1 ? x : mul(x, scalar(x.graph, factor, x.dtype)))
 
 /** Adds up gradients; null stands for zero. */
 export function sum(a: Value | null, b: Value | null): Value | null {

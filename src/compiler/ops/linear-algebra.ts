@@ -1,5 +1,5 @@
 // Matrix products and softmax.
-import { type Dim, type Value } from '../graph.js'
+import type { Dim, Value } from '../graph.js'
 import { defineOp } from '../op.js'
 import { mul, sub } from './elementwise.js'
 import { reduceSum, reduceTo } from './reduce.js'

@@ -13,7 +13,12 @@ type HeadAttributes = WeightAttributes & { strict: number; scale: RealNumber; so
 const IN = { h: 0, weight: 1, labels: 5, lossRows: 6, temperature: 7 } as const
 
 /** Multiply-adds of `products` passes over the head. */
-function headFlops(inputs: readonly (Value | null)[], dims: Readonly<Record<string, number>>, attributes: WeightAttributes, products: number) {
+function headFlops(
+  inputs: readonly (Value | null)[],
+  dims: Readonly<Record<string, number>>,
+  attributes: WeightAttributes,
+  products: number,
+) {
   const w = weightOf(inputs, attributes, IN.weight)
   return products * 2 * sizeWith(inputs[IN.labels]!.shape, dims) * w.outFeatures * w.inFeatures
 }
@@ -57,7 +62,15 @@ export const LinearLogProb = defineOp<HeadAttributes>({
     const given = dLogps ?? expandLike(scalar(c.graph, 0, 'f32'), logps)
     result[IN.h] = c.graph.apply(
       LinearLogProbGrad,
-      [...inputs.slice(0, IN.temperature), lse, entropy, given, dEntropy ?? null, dLse ?? null, inputs[IN.temperature] ?? null],
+      [
+        ...inputs.slice(0, IN.temperature),
+        lse,
+        entropy,
+        given,
+        dEntropy ?? null,
+        dLse ?? null,
+        inputs[IN.temperature] ?? null,
+      ],
       attributes as HeadAttributes,
     )[0]!
     return result

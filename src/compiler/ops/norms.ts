@@ -31,7 +31,13 @@ export const RmsNorm = defineOp<NormAttributes>({
     if (!c.needs(0)) return [null, null]
     const partial = c.takePartial(0)
     const out: DType = c.uses(0) > 1 || x.dtype === 'f32' ? 'f32' : x.dtype
-    return [c.graph.apply(RmsNormGrad, [x, weight, c.dOutputs[0]!, partial], { eps: (c.node.attributes as NormAttributes).eps, out })[0]!, null]
+    return [
+      c.graph.apply(RmsNormGrad, [x, weight, c.dOutputs[0]!, partial], {
+        eps: (c.node.attributes as NormAttributes).eps,
+        out,
+      })[0]!,
+      null,
+    ]
   },
   flops: (node, dims) => 4 * sizeWith(node.outputs[0]!.shape, dims),
 })

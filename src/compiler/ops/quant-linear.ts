@@ -19,9 +19,25 @@ export interface AdapterSlot {
   readonly bOffset: number
 }
 
-type LinearAttributes = WeightAttributes & { strict: number; rank: number; bOffset: number; scaling: RealNumber; out: DType }
+type LinearAttributes = WeightAttributes & {
+  strict: number
+  rank: number
+  bOffset: number
+  scaling: RealNumber
+  out: DType
+}
 
-const INPUT = { x: 0, weight: 1, bias: 5, arena: 6, slotTable: 7, rowSlot: 8, rowWeight: 9, adapterX: 10, residual: 11 } as const
+const INPUT = {
+  x: 0,
+  weight: 1,
+  bias: 5,
+  arena: 6,
+  slotTable: 7,
+  rowSlot: 8,
+  rowWeight: 9,
+  adapterX: 10,
+  residual: 11,
+} as const
 
 /** A and B of the slot that the attributes describe, from its slice. */
 function factors(slice_: Value, a: LinearAttributes, k: number, n: number): { A: Value; B: Value } {
@@ -78,7 +94,8 @@ export const QuantLinear = defineOp<LinearAttributes>({
     const { inputs, attributes } = c.node
     const a = attributes as LinearAttributes
     const x = inputs[INPUT.x]!
-    if (inputs[INPUT.rowSlot]) throw new Error('QuantLinear: a gradient with rowSlot is not defined; train one slot at a time')
+    if (inputs[INPUT.rowSlot])
+      throw new Error('QuantLinear: a gradient with rowSlot is not defined; train one slot at a time')
     const trained = c.needs(INPUT.arena)
     const dropped = inputs[INPUT.adapterX] ?? null
     const wantsX = c.needs(INPUT.x)
@@ -88,8 +105,16 @@ export const QuantLinear = defineOp<LinearAttributes>({
     const gradIn = trained ? c.takePartial(INPUT.arena) : null
     const outputs = c.graph.apply(
       QuantLinearGrad,
-      [x, dY, ...inputs.slice(INPUT.weight, INPUT.weight + 4), inputs[INPUT.arena] ?? null,
-        inputs[INPUT.slotTable] ?? null, gradIn, dropped, partial],
+      [
+        x,
+        dY,
+        ...inputs.slice(INPUT.weight, INPUT.weight + 4),
+        inputs[INPUT.arena] ?? null,
+        inputs[INPUT.slotTable] ?? null,
+        gradIn,
+        dropped,
+        partial,
+      ],
       { ...a, out: type, wantsX: wantsX ? 1 : 0 },
     )
     const result: (Value | null)[] = inputs.map(() => null)
@@ -190,8 +215,17 @@ export function quantLinear(x: Value, weight: Weight, options: LinearOptions = {
   const out: DType = options.out && g.kernels ? options.out : g.activationType
   return g.apply(
     QuantLinear,
-    [x, ...weight.tensors, options.bias ?? null, slot?.slice ?? null, slot && g.kernels ? slotTable(slot) : null,
-      options.rowSlot ?? null, null, options.adapterX ?? null, options.residual ?? null],
+    [
+      x,
+      ...weight.tensors,
+      options.bias ?? null,
+      slot?.slice ?? null,
+      slot && g.kernels ? slotTable(slot) : null,
+      options.rowSlot ?? null,
+      null,
+      options.adapterX ?? null,
+      options.residual ?? null,
+    ],
     linearAttributes(weight, slot, out),
   )[0]!
 }

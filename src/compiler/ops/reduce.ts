@@ -32,7 +32,12 @@ function reduction(opType: string, gradient: GradientRule): OpDefinition<ReduceA
 
 /** Gives a reduced tensor its reduced axes back, as ones. */
 function withAxes(value: Value, axes: readonly number[], keepdims: number, rank: number): Value {
-  return keepdims ? value : unsqueeze(value, axes.map((a) => normalizeAxis(a, rank)))
+  return keepdims
+    ? value
+    : unsqueeze(
+        value,
+        axes.map((a) => normalizeAxis(a, rank)),
+      )
 }
 
 export const ReduceSum = reduction('ReduceSum', (c) => {

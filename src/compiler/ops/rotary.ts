@@ -36,7 +36,10 @@ export const Rotary: OpDefinition<RotaryAttributes> = defineOp<RotaryAttributes>
   // A rotation's transpose is the rotation back.
   gradient(c) {
     const a = c.node.attributes as RotaryAttributes
-    const turned: Value[] = c.graph.apply(Rotary, [c.dOutputs[0]!, c.node.inputs[1]!, c.node.inputs[2]!], { ...a, inverse: 1 - a.inverse })
+    const turned: Value[] = c.graph.apply(Rotary, [c.dOutputs[0]!, c.node.inputs[1]!, c.node.inputs[2]!], {
+      ...a,
+      inverse: 1 - a.inverse,
+    })
     return [turned[0]!, null, null]
   },
   flops: (node, dims) => 4 * sizeWith(node.outputs[0]!.shape, dims),

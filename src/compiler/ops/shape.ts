@@ -31,7 +31,12 @@ export const Transpose = defineOp<{ perm: readonly number[] }>({
   infer: ([x], { perm }) => [{ dtype: need(x, 'Transpose').dtype, shape: perm.map((p) => x!.shape[p]!) }],
   gradient(c) {
     const { perm } = c.node.attributes as { perm: readonly number[] }
-    return [transpose(c.dOutputs[0]!, perm.map((_, i) => perm.indexOf(i)))]
+    return [
+      transpose(
+        c.dOutputs[0]!,
+        perm.map((_, i) => perm.indexOf(i)),
+      ),
+    ]
   },
 })
 export function transpose(x: Value, perm?: readonly number[]): Value {
@@ -248,4 +253,3 @@ export function repeatHeads(x: Value, times: number): Value {
   })[0]!
   return reshape(wide, [n, k * times, d])
 }
-

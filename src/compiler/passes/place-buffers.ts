@@ -20,7 +20,9 @@ const ALIGNMENT = 64
 
 /** `pinned` values live to the end of the run. */
 export function placeBuffers(
-  segments: readonly Segment[], dims: Readonly<Record<string, number>>, elsewhere: ReadonlySet<Value>,
+  segments: readonly Segment[],
+  dims: Readonly<Record<string, number>>,
+  elsewhere: ReadonlySet<Value>,
 ): Workspace {
   const life = new Map<Value, { first: number; last: number }>()
   segments.forEach((segment, step) => {
@@ -32,7 +34,10 @@ export function placeBuffers(
   })
   const placed: PlacedValue[] = []
   const wanted = [...life].map(([value, { first, last }]) => ({
-    value, first, last, size: Math.ceil((sizeWith(value.shape, dims) * bytesOf[value.dtype]) / ALIGNMENT) * ALIGNMENT,
+    value,
+    first,
+    last,
+    size: Math.ceil((sizeWith(value.shape, dims) * bytesOf[value.dtype]) / ALIGNMENT) * ALIGNMENT,
   }))
   // Long-lived values first, then large ones: the classic greedy order for interval packing.
   wanted.sort((a, b) => b.last - b.first - (a.last - a.first) || b.size - a.size)

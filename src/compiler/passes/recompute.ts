@@ -28,7 +28,8 @@ const bytesIn = (value: Value, dims: RecomputeOptions['dims']) => sizeWith(value
 
 function seconds(node: Node, dims: RecomputeOptions['dims']): number {
   const touched = [...node.inputs, ...node.outputs].reduce(
-    (n, v) => n + (v && v.leaf?.role !== 'weight' ? bytesIn(v, dims) : 0), 0,
+    (n, v) => n + (v && v.leaf?.role !== 'weight' ? bytesIn(v, dims) : 0),
+    0,
   )
   return Math.max((node.op.flops?.(node, dims) ?? 0) * SECONDS_PER_FLOP, touched * SECONDS_PER_BYTE)
 }
@@ -67,14 +68,16 @@ export function planRecomputation(graph: Graph, options: RecomputeOptions): { sa
 
 function findBlocks(graph: Graph): Block[] {
   const names = [...new Set(graph.nodes.filter((n) => n.place.phase === 'backward').map((n) => n.place.block))]
-  return names.filter((name) => name !== 'head').map((name) => {
-    const forward = new Set(graph.nodes.filter((n) => n.place.block === name && n.place.phase === 'forward'))
-    const backward = graph.nodes.filter((n) => n.place.block === name && n.place.phase === 'backward')
-    const wanted = new Set<Value>()
-    for (const node of backward)
-      for (const x of node.inputs) if (x?.producer && forward.has(x.producer)) wanted.add(x)
-    return { name, forward, backward, wanted: [...wanted] }
-  })
+  return names
+    .filter((name) => name !== 'head')
+    .map((name) => {
+      const forward = new Set(graph.nodes.filter((n) => n.place.block === name && n.place.phase === 'forward'))
+      const backward = graph.nodes.filter((n) => n.place.block === name && n.place.phase === 'backward')
+      const wanted = new Set<Value>()
+      for (const node of backward)
+        for (const x of node.inputs) if (x?.producer && forward.has(x.producer)) wanted.add(x)
+      return { name, forward, backward, wanted: [...wanted] }
+    })
 }
 
 /** Nodes to run again so that every wanted value is there, given what is saved. */
@@ -156,7 +159,7 @@ function rewrite(graph: Graph, block: Block, saved: ReadonlySet<Value>, options:
     const cloned = local.get(value)
     if (cloned) return cloned
     const from = value.producer?.place
-    if (!from || from.phase !== 'forward' || from.block === 'head') return value
+    if (from?.phase !== 'forward' || from.block === 'head') return value
     return keep(value, options.narrow && value.dtype === 'f32' && (node.op.activationInputs?.includes(index) ?? false))
   }
 

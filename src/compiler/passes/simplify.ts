@@ -26,11 +26,14 @@ function substitute(graph: Graph, nodes: readonly Node[], replaced: ReadonlyMap<
 /** Drops nodes whose outputs nothing needs. */
 export function removeDeadCode(graph: Graph): void {
   const live = new Set<Value>(roots(graph))
-  graph.nodes = [...graph.nodes].reverse().filter((node) => {
-    if (!node.outputs.some((y) => live.has(y))) return false
-    for (const x of node.inputs) if (x) live.add(x)
-    return true
-  }).reverse()
+  graph.nodes = [...graph.nodes]
+    .reverse()
+    .filter((node) => {
+      if (!node.outputs.some((y) => live.has(y))) return false
+      for (const x of node.inputs) if (x) live.add(x)
+      return true
+    })
+    .reverse()
 }
 
 /** Computes equal expressions of one place once. Values in different segments are left apart: sharing them would cross. */
@@ -45,7 +48,11 @@ export function shareSubexpressions(graph: Graph): void {
       continue
     }
     const key = JSON.stringify([
-      node.op.domain, node.op.opType, node.place, node.inputs.map((x) => x?.id ?? null), node.attributes,
+      node.op.domain,
+      node.op.opType,
+      node.place,
+      node.inputs.map((x) => x?.id ?? null),
+      node.attributes,
     ])
     const twin = seen.get(key)
     if (twin) for (const [i, y] of node.outputs.entries()) replaced.set(y, twin.outputs[i]!)
@@ -106,4 +113,3 @@ export function simplify(graph: Graph): void {
   shareSubexpressions(graph)
   removeDeadCode(graph)
 }
-

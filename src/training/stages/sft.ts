@@ -3,9 +3,9 @@ import { join } from 'node:path'
 import {
   hashLayout,
   type LoadedCheckpoint,
+  listCheckpoints,
   loadCheckpoint,
   loadLatestCheckpoint,
-  listCheckpoints,
   pruneCheckpoints,
   removeLeftovers,
   restoreProgram,

@@ -1,11 +1,20 @@
 // Every case, by op. A kernel without a case fails the suite.
 import type { OpCase } from '../case.js'
 import { embeddingCases, logProbCases } from './head.js'
-import { attentionCases, convertCases, normCases, rotaryCases, swiGluCases } from './layers.js'
+import { attentionCases, convertCases, dropoutCases, normCases, rotaryCases, swiGluCases } from './layers.js'
 import { adamWCases } from './optimizer.js'
 import { quantLinearCases, rowNormCases } from './quant-linear.js'
 
 export const opCases: readonly OpCase[] = [
-  ...quantLinearCases, ...rowNormCases, ...normCases, ...attentionCases, ...rotaryCases, ...swiGluCases, ...convertCases,
-  ...logProbCases, ...embeddingCases, ...adamWCases,
+  ...quantLinearCases,
+  ...rowNormCases,
+  ...normCases,
+  ...attentionCases,
+  ...rotaryCases,
+  ...swiGluCases,
+  ...convertCases,
+  ...dropoutCases,
+  ...logProbCases,
+  ...embeddingCases,
+  ...adamWCases,
 ]

@@ -2,7 +2,6 @@ import { quantLinear, rowNorms } from '../../../src/compiler/ops/quant-linear.js
 import type { WeightFormat } from '../../../src/compiler/ops/weight.js'
 import type { OpCase } from '../case.js'
 
-
 /** K, Nout, rank: odd row counts and sizes off every tile. */
 const sizes = [
   { n: 5, k: 64, out: 96, rank: 4 },
@@ -11,10 +10,22 @@ const sizes = [
 ]
 
 const formats: [WeightFormat, number][] = [
-  ['int4', 32], ['int4', 64], ['int4sym', 32], ['int4sym', 64], ['int8', 32], ['nf4', 64], ['f32', 32], ['bf16', 32],
+  ['int4', 32],
+  ['int4', 64],
+  ['int4sym', 32],
+  ['int4sym', 64],
+  ['int8', 32],
+  ['nf4', 64],
+  ['f32', 32],
+  ['bf16', 32],
 ]
 
-function linear(format: WeightFormat, block: number, { n, k, out, rank }: (typeof sizes)[number], extra: 'plain' | 'adapter' | 'all'): OpCase {
+function linear(
+  format: WeightFormat,
+  block: number,
+  { n, k, out, rank }: (typeof sizes)[number],
+  extra: 'plain' | 'adapter' | 'all',
+): OpCase {
   const bOffset = Math.ceil((rank * k) / 16) * 16
   const hasAdapter = extra !== 'plain'
   return {
@@ -47,8 +58,18 @@ export const quantLinearCases: OpCase[] = [
     name: 'rows that leave the adapter out',
     dims: { N: 9 },
     build(c) {
-      const rowSlot = c.given('rowSlot', 'i32', ['N'], Array.from({ length: 9 }, (_, i) => (i % 3 ? 0 : -1)))
-      const slot = { slice: c.real('adapter', [4 * 64 + 96 * 4], 0.1, 0, 'parameter'), rank: 4, scaling: 2, bOffset: 256 }
+      const rowSlot = c.given(
+        'rowSlot',
+        'i32',
+        ['N'],
+        Array.from({ length: 9 }, (_, i) => (i % 3 ? 0 : -1)),
+      )
+      const slot = {
+        slice: c.real('adapter', [4 * 64 + 96 * 4], 0.1, 0, 'parameter'),
+        rank: 4,
+        scaling: 2,
+        bOffset: 256,
+      }
       return { y: quantLinear(c.activation('x', ['N', 64]), c.weight('w', 'int4', 32, 96, 64), { slot, rowSlot }) }
     },
     tolerance: 5e-6,
@@ -60,7 +81,12 @@ export const rowNormCases: OpCase[] = formats.map(([format, block]) => ({
   name: `${format} block ${block}`,
   dims: {},
   build(c) {
-    const slot = { slice: c.real('adapter', [8 * 192 + 72 * 8], 0.1, 0, 'parameter'), rank: 8, scaling: 0.5, bOffset: 8 * 192 }
+    const slot = {
+      slice: c.real('adapter', [8 * 192 + 72 * 8], 0.1, 0, 'parameter'),
+      rank: 8,
+      scaling: 0.5,
+      bOffset: 8 * 192,
+    }
     return { norms: rowNorms(c.weight('w', format, block, 72, 192), slot) }
   },
 }))

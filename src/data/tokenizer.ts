@@ -270,7 +270,8 @@ export class Tokenizer {
   /** Ids of a text with a flag on every token that overlaps one of the ascending, disjoint spans. */
   encodeMarked(text: string, spans: readonly Span[], options: EncodeOptions = {}): MarkedIds {
     this.#start()
-    this.#encodeText(text, spans, options)
+    const filled = spans.filter(([from, to]) => from < to)
+    this.#encodeText(text, filled, options)
     return { ids: this.#ids.slice(0, this.#count), trained: this.#flags.slice(0, this.#count) }
   }
 

@@ -129,16 +129,16 @@ ESPALIER_INLINE void store(bf16* p, Vec v) {
 // ---- tails: the first n lanes (0 <= n <= kLanes) -------------------------------------------------------------------
 /// Lanes past n are 0; nothing past p[n - 1] is read.
 template <typename T> ESPALIER_INLINE Vec loadPart(const T* p, int n) {
-  if (n < 0 || n > kLanes) __builtin_unreachable();
+  if (n >= kLanes) return load(p);
   T buffer[kLanes] = {};
-  memcpy(buffer, p, sizeof(T) * static_cast<size_t>(n));
+  memcpy(buffer, p, sizeof(T) * static_cast<size_t>(n & (kLanes - 1)));  // the mask only tells the compiler the bound
   return load(buffer);
 }
 template <typename T> ESPALIER_INLINE void storePart(T* p, int n, Vec v) {
-  if (n < 0 || n > kLanes) __builtin_unreachable();
+  if (n >= kLanes) return store(p, v);
   T buffer[kLanes];
   store(buffer, v);
-  memcpy(p, buffer, sizeof(T) * static_cast<size_t>(n));
+  memcpy(p, buffer, sizeof(T) * static_cast<size_t>(n & (kLanes - 1)));
 }
 #if ESPALIER_LANES == 16
 ESPALIER_INLINE Vec loadPart(const float* p, int n) {

@@ -6,22 +6,48 @@
 
 namespace espalier {
 
-/// One panel of columns of u^T z: g(r, column) += sum over rows of u[row, r] z[row, column].
-/// uPacked: [row steps][uWidth] as packDown leaves it. z: rows of `ld` elements, already at the panel's first column.
+/// Register tile of u^T z: ranks x vectors of columns. Sixteen ranks are whole tiles on every instruction set.
+constexpr int kGramRanks = kLanes == 16 ? 16 : 4, kGramVectors = kLanes == 16 ? 1 : 3;
+/// Columns of one task.
+constexpr int64_t kGramColumns = 48;
+static_assert(kGramColumns % (kGramVectors * kLanes) == 0, "whole tiles");
+
+/// c[kGramRanks][kGramVectors * kLanes] = sum over rows of u[row, r] z[row, column]; z's columns are joined to steps on
+/// the way. u: [row steps][uWidth] as packDown leaves it. `whole`: all columns of the tile are there.
+template <class A, bool whole, typename Z>
+inline void multiplyGram(const uint32_t* u, int64_t uWidth, const Z* z, int64_t ld, int64_t rows, int64_t columns, float* c) {
+  Vec sum[kGramRanks][kGramVectors] = {};
+  for (int64_t i = 0; i < rows; i += A::kPerStep, u += uWidth, z += A::kPerStep * ld) {
+    const Z* second = i + A::kPerStep - 1 < rows ? z + (A::kPerStep - 1) * ld : nullptr;
+    Vec column[kGramVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kGramVectors; v++) {
+      const int64_t left = whole ? kLanes : columns - v * kLanes;
+      column[v] = left <= 0 ? zero() : A::across(z + v * kLanes, second ? second + v * kLanes : nullptr, left);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kGramRanks; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kGramVectors; v++) sum[r][v] = A::step(sum[r][v], u[r], column[v]);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kGramRanks; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kGramVectors; v++) store(c + (r * kGramVectors + v) * kLanes, sum[r][v]);
+}
+
+/// add(r, column, sums, count) for every rank and run of columns of u^T z; z starts at the task's first column.
 template <class A, typename Z, typename Add>
-inline void multiplyGram(const uint32_t* uPacked, int64_t uWidth, int64_t rank, const Z* z, int64_t ld, int64_t rows, int64_t columns,
-                         float* scratch, Add&& add) {
-  const int nv = vectorsOf(columns);
-  const int64_t steps = stepsOf<A>(rows), width = static_cast<int64_t>(nv) * kLanes;
-  auto* panel = reinterpret_cast<uint32_t*>(scratch);
-  float* c = scratch + steps * kPanelColumns;
-  packDown<A>(z, ld, rows, columns, nv, panel);
-  for (int64_t r = 0; r < rank; r += kTileRows) {
-    const uint32_t* tile = uPacked + r;
-    if (nv == 1) multiplyTile<A, 1, 1>(tile, 0, uWidth, panel, steps, c, false);
-    else if (nv == 2) multiplyTile<A, 1, 2>(tile, 0, uWidth, panel, steps, c, false);
-    else if constexpr (kMaxVectors > 2) multiplyTile<A, 1, 3>(tile, 0, uWidth, panel, steps, c, false);
-    for (int64_t i = 0; i < kTileRows && r + i < rank; i++) add(r + i, c + i * width, columns);
+inline void runGramTask(const uint32_t* u, int64_t uWidth, int64_t rank, const Z* z, int64_t ld, int64_t rows, int64_t columns, Add&& add) {
+  constexpr int64_t kWidth = kGramVectors * kLanes;
+  alignas(64) float c[kGramRanks * kWidth];
+  for (int64_t j = 0; j < columns; j += kWidth) {
+    const int64_t count = std::min(kWidth, columns - j);
+    for (int64_t r = 0; r < rank; r += kGramRanks) {
+      if (count == kWidth) multiplyGram<A, true>(u + r, uWidth, z + j, ld, rows, count, c);
+      else multiplyGram<A, false>(u + r, uWidth, z + j, ld, rows, count, c);
+      for (int64_t i = 0; i < kGramRanks && r + i < rank; i++) add(r + i, j, c + i * kWidth, count);
+    }
   }
 }
 
@@ -42,19 +68,17 @@ const char* runBackward(Context& context, const LinearGradInputs& in, const X* x
   constexpr int64_t kBlock = kMaxBlockRows / kGroupRows * kGroupRows;
   const int64_t blockRows = std::min(in.rows, kBlock), groups = (blockRows + kGroupRows - 1) / kGroupRows;
   const int64_t tileStride = (ySteps + mainTail) * kTileRows, otherStride = tail * kTileRows;
-  const int64_t rankWidth = roundUp(rank, std::max(kLanes, kTileRows)) , mSteps = stepsOf<A>(blockRows);
+  const int64_t rankWidth = roundUp(rank, kLanes), mSteps = stepsOf<A>(blockRows);
   const ProductPlan largest(blockRows, columns, ySteps, mainTail, threads), smallest(in.rows % kBlock, columns, ySteps, mainTail, threads);
   const ProductPlan other(blockRows, columns, 0, tail, threads), otherSmall(in.rows % kBlock, columns, 0, tail, threads);
-  const int64_t gramFloats = (mSteps + kTileRows) * kPanelColumns;
   const int64_t workerFloats = roundUp(std::max({largest.workerFloats(), smallest.workerFloats(), other.workerFloats(),
-                                                 otherSmall.workerFloats(), gramFloats, xSteps * kGroupRows}), 16);
+                                                 otherSmall.workerFloats(), xSteps * kGroupRows}), 16);
   Carver carver;
   const int64_t packedAt = carver.floats(groups * kTilesPerGroup * tileStride);
   const int64_t otherAt = carver.floats(in.adapterX ? groups * kTilesPerGroup * otherStride : 0);
   const int64_t aAt = carver.floats(rank ? ThinPanels::floats(rank, xSteps) : 0), bAt = carver.floats(rank ? ThinPanels::floats(rank, ySteps) : 0);
   const int64_t tAt = carver.floats(groups * kGroupRows * rank), uAt = carver.floats(groups * kGroupRows * rank);
-  // Tiles of the last ranks read past rankWidth: kTileRows dwords of slack.
-  const int64_t tPackedAt = carver.floats(mSteps * rankWidth + kTileRows), uPackedAt = carver.floats(mSteps * rankWidth + kTileRows);
+  const int64_t tPackedAt = carver.floats(mSteps * rankWidth), uPackedAt = carver.floats(mSteps * rankWidth);
   const int64_t workersAt = carver.floats(workerFloats * threads);
   auto* scratch = static_cast<float*>(context.scratch(carver.bytes()));
   if (!scratch) return "QuantLinearGrad: out of memory";
@@ -97,7 +121,8 @@ const char* runBackward(Context& context, const LinearGradInputs& in, const X* x
         }
     const ProductPlan plan(rows, columns, ySteps, mainTail, threads), otherPlan(rows, columns, 0, tail, threads);
     const int64_t mainTasks = wantsDX ? plan.tasks() : 0, otherTasks = wantsAdapterX ? otherPlan.tasks() : 0;
-    const int64_t aTasks = wantsGradient ? panelsOf(columns) : 0, bTasks = wantsGradient ? panelsOf(out) : 0;
+    const int64_t aTasks = wantsGradient ? (columns + kGramColumns - 1) / kGramColumns : 0;
+    const int64_t bTasks = wantsGradient ? (out + kGramColumns - 1) / kGramColumns : 0;
     const auto finish = [&](const Tensor& to, const float* added) {
       return [&, added](int64_t tileRow, int64_t count, int64_t k, int64_t width, int64_t stride, const float* c) {
         for (int64_t i = 0; i < count; i++) {
@@ -125,20 +150,20 @@ const char* runBackward(Context& context, const LinearGradInputs& in, const X* x
             finish(in.dAdapterX, nullptr));
       }
       if ((task -= otherTasks) < aTasks) {
-        const int64_t k = task * kPanelColumns, count = std::min<int64_t>(kPanelColumns, columns - k);
-        return multiplyGram<A>(uPacked, rankWidth, rank, adapterX + row0 * columns + k, columns, rows, count, own,
-                               [&](int64_t r, const float* c, int64_t width) {
-                                 float* g = in.gradient + r * columns + k;  // dA [rank, K]
-                                 for (int64_t j = 0; j < width; j++) g[j] += c[j];
-                               });
+        const int64_t k = task * kGramColumns, count = std::min(kGramColumns, columns - k);
+        return runGramTask<A>(uPacked, rankWidth, rank, adapterX + row0 * columns + k, columns, rows, count,
+                              [&](int64_t r, int64_t j, const float* c, int64_t width) {
+                                float* g = in.gradient + r * columns + k + j;  // dA [rank, K]
+                                for (int64_t l = 0; l < width; l++) g[l] += c[l];
+                              });
       }
       task -= aTasks;
-      const int64_t n = task * kPanelColumns, count = std::min<int64_t>(kPanelColumns, out - n);
-      multiplyGram<A>(tPacked, rankWidth, rank, dY + row0 * out + n, out, rows, count, own,
-                      [&](int64_t r, const float* c, int64_t width) {
-                        float* g = in.gradient + in.bAt + n * rank + r;  // dB [out, rank]
-                        for (int64_t j = 0; j < width; j++) g[j * rank] += c[j];
-                      });
+      const int64_t n = task * kGramColumns, count = std::min(kGramColumns, out - n);
+      runGramTask<A>(tPacked, rankWidth, rank, dY + row0 * out + n, out, rows, count,
+                     [&](int64_t r, int64_t j, const float* c, int64_t width) {
+                       float* g = in.gradient + in.bAt + (n + j) * rank + r;  // dB [out, rank]
+                       for (int64_t l = 0; l < width; l++) g[l * rank] += c[l];
+                     });
     });
   }
   return nullptr;

@@ -51,7 +51,9 @@ async function chooseRecipe(sdk: Sdk, options: Options, say: (text: string) => v
   } catch (error) {
     progress.end()
     if (signal.aborted || !(error instanceof sdk.BaseUnavailableError)) throw error
-    say(`${error.message}\n\nGoing on with a tiny model and a tiny corpus from the repository: this shows that everything works, not what it is good for.\n`)
+    say(
+      `${error.message}\n\nGoing on with a tiny model and a tiny corpus from the repository: this shows that everything works, not what it is good for.\n`,
+    )
     return load('tiny')
   }
 }
@@ -72,17 +74,23 @@ function figuresOf({ before, after }: RunResult): Figures {
 
 /** One held-out row answered by base and adapter. */
 async function answers(sdk: Sdk, recipe: ResolvedRecipe, adapter: string, signal: AbortSignal) {
-  const rows = recipe.data.dataset && (await recipe.data.dataset.load({ seed: recipe.stage.seed, log: () => {} })).heldOut
+  const rows =
+    recipe.data.dataset && (await recipe.data.dataset.load({ seed: recipe.stage.seed, log: () => {} })).heldOut
   let shown: { prompt: string | import('../index.js').ChatMessage[]; text: string; expected: string } | undefined
   for await (const row of rows ?? []) {
     const messages = row.messages as import('../index.js').ChatMessage[] | undefined
     shown = messages
-      ? { prompt: messages.slice(0, -1), text: String(messages.at(-2)?.content), expected: String(messages.at(-1)?.content) }
+      ? {
+          prompt: messages.slice(0, -1),
+          text: String(messages.at(-2)?.content),
+          expected: String(messages.at(-1)?.content),
+        }
       : { prompt: String(row.prompt), text: String(row.prompt), expected: String(row.completion) }
     break
   }
   if (!shown) return undefined
-  const base = typeof recipe.base === 'string' ? { base: recipe.base } : { base: recipe.base.source, format: recipe.base.format }
+  const base =
+    typeof recipe.base === 'string' ? { base: recipe.base } : { base: recipe.base.source, format: recipe.base.format }
   const answer = async (peft: string | undefined) => {
     const model = await sdk.openModel({ ...base, adapter: peft, signal })
     try {
@@ -126,23 +134,39 @@ async function demo(options: Options, signal: AbortSignal): Promise<number> {
   const heldOutRows = result.before?.metrics['eval/rows'] ?? 0
   if (shown) {
     say(`\nA held-out row:\n\n${shown.text.replace(/^/gm, '  │ ')}\n`)
-    say(pairs([['base', shown.base], ['adapter', shown.adapter], ['expected', shown.expected]], '  '))
+    say(
+      pairs(
+        [
+          ['base', shown.base],
+          ['adapter', shown.adapter],
+          ['expected', shown.expected],
+        ],
+        '  ',
+      ),
+    )
   }
-  say(`\n${pairs(
-    [
-      [`${figures.metric} before`, `${show(figures.before)} on ${heldOutRows} held-out rows`],
-      [`${figures.metric} after`, show(figures.after)],
-      ['base', base],
-      ['time', `${duration(totalSeconds)}, ${duration(result.trainSeconds)} of it training at ${Math.round(result.tokensPerSecond)} tokens/s`],
-      ['peak memory', `${Math.round(result.peakRssMb)} MB`],
-      ['adapter', result.adapter!],
-    ],
-    '  ',
-  )}\n`)
+  say(
+    `\n${pairs(
+      [
+        [`${figures.metric} before`, `${show(figures.before)} on ${heldOutRows} held-out rows`],
+        [`${figures.metric} after`, show(figures.after)],
+        ['base', base],
+        [
+          'time',
+          `${duration(totalSeconds)}, ${duration(result.trainSeconds)} of it training at ${Math.round(result.tokensPerSecond)} tokens/s`,
+        ],
+        ['peak memory', `${Math.round(result.peakRssMb)} MB`],
+        ['adapter', result.adapter!],
+      ],
+      '  ',
+    )}\n`,
+  )
   if (options.json) {
     const { trainSeconds, tokensPerSecond, adapter } = result
     const peakRssMb = Math.max(result.peakRssMb, process.resourceUsage().maxRSS / 1024)
-    process.stdout.write(`${JSON.stringify({ ...figures, heldOutRows, trainSeconds, totalSeconds, tokensPerSecond, peakRssMb, adapter, base })}\n`)
+    process.stdout.write(
+      `${JSON.stringify({ ...figures, heldOutRows, trainSeconds, totalSeconds, tokensPerSecond, peakRssMb, adapter, base })}\n`,
+    )
   }
   return exitCodes.ok
 }
@@ -157,7 +181,9 @@ try {
   process.exitCode = await demo(options, interrupt.signal)
 } catch (error) {
   const isInterrupt = interrupt.signal.aborted
-  process.stderr.write(isInterrupt ? 'interrupted\n' : `demo: ${describeError(error, Boolean(process.env.ESPALIER_DEBUG))}\n`)
+  process.stderr.write(
+    isInterrupt ? 'interrupted\n' : `demo: ${describeError(error, Boolean(process.env.ESPALIER_DEBUG))}\n`,
+  )
   process.exitCode = isInterrupt ? exitCodes.interrupted : exitCodes.failed
 } finally {
   interrupt.stop()

@@ -53,21 +53,20 @@ export function Dashboard({ state, columns, rows }: DashboardProps) {
             const outer = row.length === 1 ? columns : i === 0 ? half : columns - half
             const height = rowHeight(row)
             const width = outer - frameColumns
+            const line = '─'.repeat(Math.max(0, outer - panel.title.length - 5))
             return (
-              <Box
-                key={panel.title}
-                width={outer}
-                height={height}
-                borderStyle="round"
-                borderDimColor
-                paddingX={1}
-                flexDirection="column"
-                overflow="hidden"
-              >
-                <Box position="absolute" marginTop={-1} marginLeft={0}>
-                  <Text>{` ${panel.title} `}</Text>
+              <Box key={panel.title} width={outer} height={height} flexDirection="column">
+                <Text wrap="truncate">{`╭─ ${panel.title} ${line}╮`}</Text>
+                <Box
+                  height={height - 1}
+                  borderStyle="round"
+                  borderTop={false}
+                  paddingX={1}
+                  flexDirection="column"
+                  overflow="hidden"
+                >
+                  <panel.Component state={state} width={width} height={height - frameLines} />
                 </Box>
-                <panel.Component state={state} width={width} height={height - frameLines} />
               </Box>
             )
           })}

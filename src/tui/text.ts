@@ -2,7 +2,7 @@
 
 /** One line of at most `width` characters. */
 export function fit(text: string, width: number): string {
-  const line = text.replaceAll(/\s+/g, ' ').trim()
+  const line = text.replaceAll(/\s*\n\s*/g, ' ').trimEnd()
   return line.length <= width ? line : `${line.slice(0, Math.max(0, width - 1))}…`
 }
 

@@ -13,10 +13,11 @@ export const generate = defineCommand({
     },
     prompt: {
       type: 'string',
+      nargs: 1, // so that it may begin with a dash
       demandOption: true,
       describe: 'what to answer, through the chat template where the base has one',
     },
-    system: { type: 'string', describe: 'a system message before it' },
+    system: { type: 'string', nargs: 1, describe: 'a system message before it' },
     raw: { type: 'boolean', default: false, describe: 'continue the prompt as plain text, without template' },
     adapter: { type: 'string', describe: 'a PEFT folder' },
     'max-new-tokens': { type: 'number', default: 128, describe: 'stop after so many tokens' },

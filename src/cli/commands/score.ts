@@ -1,6 +1,7 @@
 // `espalier score BASE --input rows.jsonl`: the log-probability of every token, one JSON line per row.
 import { defineCommand, shared } from '../command.js'
 import { describeFetch, progressPrinter } from '../progress.js'
+import { stdinRows } from '../stdin-rows.js'
 
 export const score = defineCommand({
   positionals: '<base>',
@@ -15,6 +16,7 @@ export const score = defineCommand({
     'allow-partial': { type: 'boolean', default: false, describe: 'load an adapter of which only part fits' },
     input: {
       type: 'string',
+      nargs: 1, // so that - is a value
       demandOption: true,
       describe:
         'rows of {text}, {messages} or {inputIds, labels?}: .jsonl, .parquet, .arrow, or - for JSON lines on standard input',
@@ -40,9 +42,8 @@ export const score = defineCommand({
     })
     progress.end()
     try {
-      const rows =
-        options.input === '-' ? sdk.fileSource('/dev/stdin', { format: 'jsonl' }) : sdk.fileSource(options.input)
-      for await (const { row, place } of rows.rows()) {
+      const rows = options.input === '-' ? stdinRows() : sdk.fileSource(options.input).rows()
+      for await (const { row, place } of rows) {
         signal.throwIfAborted()
         const scored = await model.score(row, { place, ...(options.top ? { top: options.top } : {}), signal })
         print(JSON.stringify(scored))

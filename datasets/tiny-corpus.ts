@@ -2,20 +2,23 @@
 // what the demo trains on where no network can be reached. Held-out rows pair subjects and predicates that training has not paired.
 import { defineDataset, permutation, type Row } from 'espalier'
 
+// biome-ignore format: a list to read
 const subjects = [
   'The soup', 'The bread', 'The tea', 'The garden', 'The museum', 'The harbour', 'The train', 'The hotel', 'The room',
   'The film', 'The concert', 'The lecture', 'The market', 'The beach', 'The staff', 'The weather', 'The music', 'The cake',
-] // biome-ignore format: a list to read
+]
 
+// biome-ignore format: a list to read
 const praise = [
   'was lovely', 'was a delight', 'made us smile', 'was better than ever', 'is worth every penny', 'was simply perfect',
   'charmed everyone', 'was a pleasure', 'deserves its fame', 'was wonderful', 'is my favourite', 'cheered us up',
-] // biome-ignore format: a list to read
+]
 
+// biome-ignore format: a list to read
 const complaint = [
   'was awful', 'was a letdown', 'made us leave', 'was worse than ever', 'is a waste of money', 'was simply dreadful',
   'annoyed everyone', 'was a nuisance', 'has lost its charm', 'was terrible', 'is best avoided', 'ruined our day',
-] // biome-ignore format: a list to read
+]
 
 const heldOutRows = 80
 

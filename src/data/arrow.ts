@@ -120,6 +120,7 @@ export class TokenFileWriter {
   readonly #file: number
   readonly #schema: arrow.Schema
   readonly #writer: arrow.RecordBatchFileWriter
+  #isOpen = true
 
   constructor(path: string, metadata: Record<string, string>) {
     this.#file = openSync(path, 'wx')
@@ -155,12 +156,13 @@ export class TokenFileWriter {
   close(): void {
     this.#writer.finish()
     fsyncSync(this.#file)
-    closeSync(this.#file)
+    this.abort()
   }
 
-  /** Gives the file up without finishing it. */
+  /** Closes the file as it is. */
   abort(): void {
-    closeSync(this.#file)
+    if (this.#isOpen) closeSync(this.#file)
+    this.#isOpen = false
   }
 }
 

@@ -1,6 +1,7 @@
 // The loader (stop 7 of a run): whole optimizer steps from a token store. Shuffled anew each epoch, packed or not, and a pure
 // function of the seed, the documents and the position, so that resuming is setting the position.
 import { createHash } from 'node:crypto'
+import { basename } from 'node:path'
 import { packBestFit } from './packing.js'
 import { CounterRandom, permutation } from './random.js'
 import { ignoreIndex } from './row-types/row-type.js'
@@ -141,6 +142,7 @@ export class Loader {
     this.fingerprint = createHash('sha256')
       .update(
         JSON.stringify([
+          basename(store.path), // the key of the token file
           options.seed,
           maxLength,
           options.packing ?? false,

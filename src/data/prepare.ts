@@ -7,6 +7,7 @@ import {
   fsyncSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -29,6 +30,7 @@ import type { Tokenizer } from './tokenizer.js'
 const cacheVersion = 1
 const batchTokens = 1 << 17
 const batchRows = 4096
+const leftoverMs = 24 * 3600 * 1000
 
 /** What to do with a row longer than `maxLength`: cut its end or its beginning, cut it into several, leave it out, or stop. */
 export const truncations = ['keepStart', 'keepEnd', 'split', 'drop', 'error'] as const
@@ -266,6 +268,7 @@ export async function prepareTokens(options: PrepareOptions): Promise<PreparedTo
   if (cached) return { path, key, report: cached, isCached: true }
 
   mkdirSync(cacheDir, { recursive: true })
+  removeLeftovers(cacheDir)
   const { TokenFileWriter } = await import('./arrow.js')
   const temporary = join(cacheDir, `.${key}.${process.pid}.${Date.now().toString(36)}`)
   const writer = new TokenFileWriter(temporary, { espalier: String(cacheVersion), key, source: source.name })
@@ -356,6 +359,16 @@ function describeNothing(report: DataReport): string {
     `${report.droppedEmpty} empty`,
   ]
   return `none of its ${report.sourceRows} rows can be used: ${reasons.join(', ')}; raise maxLength or choose another truncation`
+}
+
+/** Removes what preparations that were killed have left, a day later. */
+function removeLeftovers(cacheDir: string): void {
+  for (const name of readdirSync(cacheDir)) {
+    if (!/^\.[0-9a-f]{64}\./.test(name)) continue
+    const path = join(cacheDir, name)
+    const found = statSync(path, { throwIfNoEntry: false })
+    if (found && Date.now() - found.mtimeMs > leftoverMs) rmSync(path, { force: true })
+  }
 }
 
 /** The report of a file that is whole. */

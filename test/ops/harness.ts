@@ -117,10 +117,15 @@ export interface Comparison {
   readonly limit: number
 }
 
-/** Kernels against the float64 oracle, for every output and gradient. */
-export async function compareCase(runtime: Runtime, opCase: OpCase, mode: 'strict' | 'fast'): Promise<Comparison[]> {
+/** Kernels against the float64 oracle, for every output and gradient; `expected` spares computing the oracle again. */
+export async function compareCase(
+  runtime: Runtime,
+  opCase: OpCase,
+  mode: 'strict' | 'fast',
+  expected?: Record<string, Float64Array>,
+): Promise<Comparison[]> {
   const isNarrow = mode === 'fast'
-  const expected = await oracleOf(opCase, isNarrow)
+  const oracle = expected ?? (await oracleOf(opCase, mode))
   const traced = traceCase(opCase, {
     kernels: true,
     activationType: isNarrow ? 'bf16' : 'f32',
@@ -131,7 +136,7 @@ export async function compareCase(runtime: Runtime, opCase: OpCase, mode: 'stric
   try {
     await bound.run()
     const limit = isNarrow ? (opCase.fastTolerance ?? 2e-2) : (opCase.tolerance ?? 2e-6)
-    return Object.entries(expected).map(([value, reference]) => {
+    return Object.entries(oracle).map(([value, reference]) => {
       const parameter =
         value.startsWith('d.') && traced.feeds[`grad.${value.slice(2)}`] ? `grad.${value.slice(2)}` : value
       const actual = bound.read(parameter, reference.length)
@@ -148,15 +153,16 @@ export async function compareCase(runtime: Runtime, opCase: OpCase, mode: 'stric
   }
 }
 
-async function oracleOf(opCase: OpCase, isNarrow: boolean): Promise<Record<string, Float64Array>> {
-  const { graph, feeds } = traceCase(opCase, { kernels: false, floatType: 'f64', isNarrow })
+/** Every output and gradient in float64, from the inputs that the mode sees. */
+export async function oracleOf(opCase: OpCase, mode: 'strict' | 'fast'): Promise<Record<string, Float64Array>> {
+  const { graph, feeds } = traceCase(opCase, { kernels: false, floatType: 'f64', isNarrow: mode === 'fast' })
   return runOracle(graph, feeds)
 }
 
 /** The lowering's gradients against central differences in float64, at `samples` entries of each leaf. */
 export async function checkGradients(opCase: OpCase, samples = 4): Promise<Comparison[]> {
   if (!opCase.wrt || !opCase.through) return []
-  const analytic = await oracleOf(opCase, false)
+  const analytic = await oracleOf(opCase, 'strict')
   const random = randomSource(11)
   const forward = async (change: { leaf: string; index: number; by: number }): Promise<number> => {
     const graph = new Graph({ kernels: false, floatType: 'f64' })

@@ -1,7 +1,7 @@
 // `npm run demo`: fetches the base, trains recipes/quickstart.ts under the dashboard, and shows what that changed: the
 // evaluation on held-out rows and one answer, before and after. Without a network it trains a tiny model on a tiny corpus.
 import { join } from 'node:path'
-import type { AdapterEvaluation, ResolvedRecipe, RunResult } from '../index.js'
+import type { ResolvedRecipe, RunResult } from '../index.js'
 import { exitCodes } from './command.js'
 import { listenForInterrupt } from './interrupt.js'
 import { describeError } from './main.js'
@@ -117,7 +117,12 @@ async function demo(options: Options, signal: AbortSignal): Promise<number> {
     const going = sdk.run(recipe, {
       ...(options.runDir ? { runDir: options.runDir } : {}),
       signal,
-      listeners: [display.listener, (event) => event.type === 'runStart' && (base = event.base)],
+      listeners: [
+        display.listener,
+        (event) => {
+          if (event.type === 'runStart') base = event.base
+        },
+      ],
     })
     result = await going.result
   } finally {

@@ -357,7 +357,7 @@ void testAttention(const AttentionCase& c, DType t, bool strict, float spread = 
   std::string what = label("Attention", t, {static_cast<int64_t>(c.lengths.size()), n, h, kv, dh, c.window, strict});
   Data outT = make(t, {n, h * dh}), lseT = make(DType::f32, {n, h});
   Data dQT = make(t, {n, h * dh}), dKT = make(t, {n, kv * dh}), dVT = make(t, {n, kv * dh});
-  const double exact = strict ? 5e-6 : 1.2e-2;
+  const double exact = strict ? 5e-6 : spread > 1 ? 3e-2 : 2e-2;  // f32 inputs are rounded to bf16 as well
   runOp(what, "Attention", d.attributes, {d.q.tensor, d.k.tensor, d.v.tensor, d.cu.tensor}, {&outT, &lseT}, t);
   expectClose(what + " out", outT.tensor, out, exact);
   expectClose(what + " lse", lseT.tensor, lse, strict ? 1e-6 : 3e-3);

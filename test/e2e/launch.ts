@@ -1,12 +1,13 @@
-// Starts a run in a process of its own.
+// Starts a run as users do: the command line in a process of its own.
 import { spawn } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { TrainableRecipe } from '../../src/training/index.js'
 
-const jiti = fileURLToPath(new URL('../../node_modules/jiti/lib/jiti-cli.mjs', import.meta.url))
-const script = fileURLToPath(new URL('./run-process.ts', import.meta.url))
+const bin = fileURLToPath(new URL('../../bin/espalier.mjs', import.meta.url))
+/** What the plain output says when a run begins or goes on. */
+const beginning = /: \d+ steps/
 
 export interface LaunchOptions {
   env?: Record<string, string>
@@ -25,7 +26,8 @@ export interface Launched {
 export function launch(recipe: TrainableRecipe, runDir: string, options: LaunchOptions = {}): Promise<Launched> {
   const recipeFile = `${runDir}.recipe.json`
   writeFileSync(recipeFile, JSON.stringify(recipe))
-  const child = spawn(process.execPath, [jiti, script, recipeFile, runDir], {
+  const place = existsSync(join(runDir, 'recipe.json')) ? ['--resume', runDir] : ['--run-dir', runDir]
+  const child = spawn(process.execPath, [bin, 'run', recipeFile, '--plain', ...place], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...process.env, ...options.env },
   })
@@ -33,10 +35,11 @@ export function launch(recipe: TrainableRecipe, runDir: string, options: LaunchO
   const { kill } = options
   const killSoon = () => setTimeout(() => child.kill('SIGKILL'), kill!.milliseconds)
   if (kill?.after === 'spawn') killSoon()
-  child.stdout.once('data', () => kill?.after === 'steps' && killSoon())
   for (const stream of [child.stdout, child.stderr]) {
     stream.on('data', (chunk) => {
+      const began = beginning.test(output)
       output += chunk
+      if (kill?.after === 'steps' && !began && beginning.test(output)) killSoon()
     })
   }
   return new Promise((resolve, reject) => {

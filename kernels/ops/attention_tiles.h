@@ -1,13 +1,20 @@
 // What the attention kernels share: documents, the blocks they are cut into, and packing of head slices.
 #pragma once
 #include "activation.h"
+#include "exponential.h"
 #include "gemm.h"
 
 namespace espalier {
 
-/// Queries and keys of one tile. A multiple of every group of rows (16, 6, 4) and panel (48, 16, 12). Tiles start at
-/// multiples of it within their document, so a row's sums never depend on other rows or documents.
+/// Queries and keys of one block: a multiple of every group of rows (16, 6, 4) and of every panel (32, 16, 8). Blocks start
+/// at multiples of it within their document, so a row's sums never depend on other rows or documents.
 constexpr int64_t kAttentionBlock = 96;
+/// Queries of a panel, one per lane: two vectors divide 32 and 64 columns of a head evenly.
+constexpr int kAttentionVectors = 2;
+constexpr int64_t kAttentionPanel = kAttentionVectors * kLanes;
+constexpr int64_t kBlockPanels = kAttentionBlock / kAttentionPanel;
+constexpr float kHidden = -1e30f;  // score of a key that nobody sees
+constexpr float kLog2E = 1.44269504088896341f;
 
 struct AttentionOptions {
   explicit AttentionOptions(const Attributes& attributes)
@@ -22,8 +29,21 @@ struct AttentionOptions {
 /// Documents of a packed batch, from cumulative lengths that have been checked.
 struct Documents {
   const int32_t* starts = nullptr;
-  int64_t count = 0, tokens = 0, longest = 0;
+  int64_t count = 0, tokens = 0, longest = 0, blocks = 0;
+
+  int64_t lengthOf(int64_t d) const { return starts[d + 1] - starts[d]; }
+  int64_t blocksOf(int64_t d) const { return (lengthOf(d) + kAttentionBlock - 1) / kAttentionBlock; }
 };
+
+/// Block `index` of all blocks of all documents.
+struct BlockPlace {
+  int64_t document, block;
+};
+/// Writes one place for each of documents.blocks.
+inline void listBlocks(const Documents& documents, BlockPlace* out) {
+  for (int64_t d = 0; d < documents.count; d++)
+    for (int64_t b = 0; b < documents.blocksOf(d); b++) *out++ = {d, b};
+}
 
 inline const char* readDocuments(const Tensor& cuSeqlens, int64_t tokens, Documents& out) {
   if (!cuSeqlens || cuSeqlens.dtype != DType::i32 || cuSeqlens.size() < 2) return "Attention: cuSeqlens must be int32 [documents + 1]";
@@ -33,7 +53,8 @@ inline const char* readDocuments(const Tensor& cuSeqlens, int64_t tokens, Docume
   if (out.starts[0] != 0 || out.starts[out.count] != tokens) return "Attention: cuSeqlens must run from 0 to N";
   for (int64_t d = 0; d < out.count; d++) {
     if (out.starts[d + 1] < out.starts[d]) return "Attention: cuSeqlens must not decrease";
-    out.longest = std::max<int64_t>(out.longest, out.starts[d + 1] - out.starts[d]);
+    out.longest = std::max(out.longest, out.lengthOf(d));
+    out.blocks += out.blocksOf(d);
   }
   return nullptr;
 }
@@ -41,96 +62,104 @@ inline const char* readDocuments(const Tensor& cuSeqlens, int64_t tokens, Docume
 inline const char* checkHeads(const AttentionOptions& o, const Tensor& q, const Tensor& k, const Tensor& v) {
   if (!isActivation(q) || !isActivation(k) || !isActivation(v)) return "Attention: q, k and v must be float or bfloat16";
   if (q.dtype != k.dtype || q.dtype != v.dtype) return "Attention: q, k and v must be of one type";
-  if (o.heads < 1 || o.kvHeads < 1 || o.heads % o.kvHeads || o.headDim < 1) return "Attention: num_heads must be a multiple of num_kv_heads";
+  if (o.heads < 1 || o.kvHeads < 1 || o.heads % o.kvHeads || o.headDim < 1 || !(o.scale > 0)) return "Attention: num_heads must be a multiple of num_kv_heads, head_dim and scale positive";
   if (q.rank != 2 || k.rank != 2 || v.rank != 2 || q.dims[1] != o.heads * o.headDim || k.dims[1] != o.kvHeads * o.headDim ||
       v.dims[1] != k.dims[1] || k.dims[0] != q.dims[0] || v.dims[0] != q.dims[0])
     return "Attention: q must be [N, H*Dh], k and v [N, K*Dh]";
   return nullptr;
 }
 
-/// Layout of packed head slices: rows [n, Dh] as operand A, panels over Dh or over keys as operand B, sums of C.
-template <class A> struct HeadLayout {
-  int64_t dim, steps, tileStride, dimPanels, dimWidth;
-  explicit HeadLayout(int64_t headDim)
-      : dim(headDim), steps(stepsOf<A>(headDim)), tileStride(stepsOf<A>(headDim) * kTileRows), dimPanels(panelsOf(headDim)),
-        dimWidth(roundUp(headDim, kLanes)) {}
-  int64_t columnsOf(int64_t panel) const { return std::min<int64_t>(kPanelColumns, dim - panel * kPanelColumns); }
-  /// Floats of n rows packed as operand A.
-  int64_t rowFloats(int64_t n) const { return roundUp(n, kGroupRows) * steps; }
-  /// Floats of one block of keys packed along: columns are keys.
-  int64_t alongFloats() const { return kAttentionBlock * steps; }
-  /// Floats of one block packed down: columns are Dh.
-  int64_t downFloats() const { return stepsOf<A>(kAttentionBlock) * dimPanels * kPanelColumns; }
-  /// Floats of the sums of n rows by Dh, tile by tile.
-  int64_t sumFloats(int64_t n) const { return roundUp(n, kTileRows) * dimWidth; }
+/// Packed shapes of one head. Scores are products with keys as rows and queries as lanes, so a softmax runs down the
+/// lanes and needs no sum across them.
+template <class A> struct HeadShape {
+  int64_t dim, steps, tile;       // Dh; steps along it; dwords of one tile of rows
+  int64_t blockSteps, blockTile;  // the same along a block of queries or keys
+  explicit HeadShape(int64_t headDim)
+      : dim(headDim), steps(stepsOf<A>(headDim)), tile(steps * kTileRows), blockSteps(stepsOf<A>(kAttentionBlock)),
+        blockTile(blockSteps * kTileRows) {}
+
+  // Sizes in dwords, per block of kAttentionBlock rows of the head.
+  int64_t rowsSize() const { return kAttentionBlock * steps; }                      // operand A: tiles of its rows
+  int64_t columnsSize() const { return roundUp(dim, kGroupRows) * blockSteps; }     // operand A: tiles of its columns
+  int64_t alongSize() const { return kAttentionBlock * steps; }                     // operand B: panels of its rows
+  int64_t downSize() const { return roundUp(dim, kLanes) * blockSteps; }            // operand B: panels of its columns
+  int64_t sumRows() const { return roundUp(dim, kTileRows * kLanes); }              // rows of a transposed sum, whole vectors too
 
   template <typename T> void packRowsOf(const T* x, int64_t ld, int64_t n, uint32_t* out) const {
     for (int64_t row = 0; row < n; row += kGroupRows)
-      packRows<A>(x + row * ld, ld, std::min<int64_t>(kGroupRows, n - row), dim, out + row * steps, tileStride);
+      packRows<A>(x + row * ld, ld, std::min<int64_t>(kGroupRows, n - row), dim, out + row * steps, tile);
+  }
+  template <typename T> void packColumnsOf(const T* x, int64_t ld, int64_t n, uint32_t* out) const {
+    for (int64_t g = 0; g < dim; g += kGroupRows)
+      for (int64_t i = 0; i < n; i += A::kPerStep) {
+        const T* first = x + i * ld + g;
+        const Vec v = A::across(first, i + A::kPerStep - 1 < n ? first + (A::kPerStep - 1) * ld : nullptr, std::min<int64_t>(kGroupRows, dim - g));
+        for (int t = 0; t < kTilesPerGroup; t++)
+          storeTile(reinterpret_cast<float*>(out + (g / kTileRows + t) * blockTile + i / A::kPerStep * kTileRows), v, t);
+      }
   }
   template <typename T> void packAlongOf(const T* x, int64_t ld, int64_t n, uint32_t* out) const {
-    for (int64_t p = 0; p < panelsOf(n); p++) {
-      const int64_t columns = std::min<int64_t>(kPanelColumns, n - p * kPanelColumns);
-      packAlong<A>(x + p * kPanelColumns * ld, ld, dim, columns, kMaxVectors, out + p * kPanelColumns * steps);
-    }
+    for (int64_t row = 0; row < n; row += kAttentionPanel)
+      packAlong<A>(x + row * ld, ld, dim, std::min(kAttentionPanel, n - row), kAttentionVectors, out + row * steps);
   }
   template <typename T> void packDownOf(const T* x, int64_t ld, int64_t n, uint32_t* out) const {
-    for (int64_t p = 0; p < dimPanels; p++)
-      packDown<A>(x + p * kPanelColumns, ld, n, columnsOf(p), vectorsOf(columnsOf(p)), out + p * kPanelColumns * stepsOf<A>(kAttentionBlock));
+    for (int64_t c = 0; c < dim; c += kAttentionPanel)
+      packDown<A>(x + c, ld, n, std::min(kAttentionPanel, dim - c), vectorsOf(c), out + c * blockSteps);
   }
-  /// sums[tile] (=, or += ) tile . block packed down, over `stepCount` steps.
-  void multiplyDown(const uint32_t* tile, const uint32_t* block, int64_t stepCount, float* sums, bool accumulate) const {
-    for (int64_t p = 0; p < dimPanels; p++)
-      multiplyTile<A>(tile, block + p * kPanelColumns * stepsOf<A>(kAttentionBlock), vectorsOf(columnsOf(p)), stepCount,
-                      sums + p * kPanelColumns * kTileRows, accumulate);
+  int vectorsOf(int64_t column) const { return dim - column > kLanes ? kAttentionVectors : 1; }
+
+  /// c[key][kAttentionPanel] = keys . queries for the first n keys (whole tiles).
+  void scores(const uint32_t* keys, const uint32_t* queries, int64_t n, float* c) const {
+    for (int64_t t = 0; t * kTileRows < n; t++)
+      multiplyTile<A, 1, kAttentionVectors>(keys + t * tile, 0, kTileRows, queries, steps, c + t * kTileRows * kAttentionPanel, false);
   }
-  /// Calls f(column, vector of sums) for the row of a tile's sums.
-  template <typename F> void forRow(float* sums, int64_t row, F&& f) const {
-    for (int64_t p = 0; p < dimPanels; p++) {
-      const int64_t columns = columnsOf(p), width = vectorsOf(columns) * kLanes;
-      float* at = sums + p * kPanelColumns * kTileRows + row * width;
-      for (int64_t c = 0; c < columns; c += kLanes) f(p * kPanelColumns + c, std::min<int64_t>(kLanes, columns - c), at + c);
+  /// sums[Dh][kAttentionPanel] += columns . weights over the first n steps of a block.
+  void addTransposed(const uint32_t* columns, const uint32_t* weights, int64_t n, float* sums) const {
+    for (int64_t t = 0; t * kTileRows < dim; t++)
+      multiplyTile<A, 1, kAttentionVectors>(columns + t * blockTile, 0, kTileRows, weights, n, sums + t * kTileRows * kAttentionPanel, true);
+  }
+  /// The tile's sums, [panel of Dh][kTileRows][width], += rows . down over steps [first, last) of a block.
+  void addRows(const uint32_t* rows, const uint32_t* down, int64_t first, int64_t last, float* sums) const {
+    for (int64_t c = 0; c < dim; c += kAttentionPanel) {
+      const int nv = vectorsOf(c);
+      const uint32_t* panel = down + c * blockSteps + first * nv * kLanes;
+      multiplyTile<A>(rows + first * kTileRows, panel, nv, last - first, sums + c * kTileRows, true);
     }
+  }
+  int64_t tileSums() const { return roundUp(dim, kLanes) * kTileRows; }
+
+  /// to[query][Dh] (ld apart) = transpose of sums[Dh][kAttentionPanel], each query times its lane of factor.
+  template <typename T> void storeTransposed(const float* sums, const Vec* factor, int64_t queries, T* to, int64_t ld) const {
+    for (int64_t v = 0; v * kLanes < queries; v++)
+      for (int64_t c = 0; c < dim; c += kLanes) {
+        Vec r[kLanes];
+        for (int i = 0; i < kLanes; i++) r[i] = load(sums + (c + i) * kAttentionPanel + v * kLanes) * factor[v];
+        transpose(r);
+        for (int64_t i = 0; i < kLanes && v * kLanes + i < queries; i++) storeUpTo(to + (v * kLanes + i) * ld + c, dim - c, r[i]);
+      }
   }
 };
 
-/// Scores of one tile of rows against a block of keys: s[row][kAttentionBlock].
-template <class A>
-inline void scoreTile(const HeadLayout<A>& layout, const uint32_t* tile, const uint32_t* along, int64_t keys, float* s) {
-  alignas(64) float c[kTileRows * kPanelColumns];
-  for (int64_t p = 0; p < panelsOf(keys); p++) {
-    multiplyTile<A>(tile, along + p * kPanelColumns * layout.steps, kMaxVectors, layout.steps, c);
-    for (int r = 0; r < kTileRows; r++)
-      for (int v = 0; v < kMaxVectors; v++)
-        store(s + r * kAttentionBlock + p * kPanelColumns + v * kLanes, load(c + (r * kMaxVectors + v) * kLanes));
+/// The positions of a panel's queries in their document, and which of them see a key.
+struct Sight {
+  IVec query[kAttentionVectors];
+  IVec limit[kAttentionVectors];  // keys at or before this position are out of the window
+  Sight(int64_t firstQuery, int64_t window) {
+    for (int v = 0; v < kAttentionVectors; v++)
+      for (int l = 0; l < kLanes; l++) {
+        const int64_t position = firstQuery + v * kLanes + l;
+        query[v][l] = static_cast<int32_t>(position);
+        limit[v][l] = static_cast<int32_t>(window > 0 ? position - window : -1);
+      }
   }
-}
-
-/// Packs x^T as operand A: rows are the columns of x (row-major, kAttentionBlock floats a row), steps run down its n rows.
-template <class A> inline void packTransposed(const float* x, int64_t n, int64_t columns, uint32_t* out) {
-  const int64_t tileStride = stepsOf<A>(kAttentionBlock) * kTileRows;
-  for (int64_t g = 0; g < columns; g += kGroupRows)
-    for (int64_t i = 0; i < n; i += A::kPerStep) {
-      const float* first = x + i * kAttentionBlock + g;
-      const Vec v = A::across(first, i + A::kPerStep - 1 < n ? first + (A::kPerStep - 1) * kAttentionBlock : nullptr,
-                              std::min<int64_t>(kGroupRows, columns - g));
-      for (int t = 0; t < kTilesPerGroup; t++)
-        storeTile(reinterpret_cast<float*>(out + (g / kTileRows + t) * tileStride + i / A::kPerStep * kTileRows), v, t);
-    }
-}
-
-/// The keys [lo, hi) of a block from key k0 that query i (positions in the document) sees.
-struct Visible {
-  int64_t lo, hi;
-  Visible(int64_t i, int64_t k0, int64_t keys, int64_t window)
-      : lo(window > 0 ? std::max<int64_t>(0, i - window + 1 - k0) : 0), hi(std::min<int64_t>(keys, i - k0 + 1)) {}
-  /// -1 where lane c + lane is visible.
-  ESPALIER_INLINE IVec mask(int64_t c) const {
-    IVec lane;
-    for (int l = 0; l < kLanes; l++) lane[l] = static_cast<int32_t>(c) + l;
-    return (lane >= set1i(static_cast<int32_t>(lo))) & (lane < set1i(static_cast<int32_t>(hi)));
+  ESPALIER_INLINE IVec mask(int v, int64_t key) const {
+    const IVec k = set1i(static_cast<int32_t>(key));
+    return (query[v] >= k) & (limit[v] < k);
   }
-  bool none() const { return hi <= lo; }
+  /// Whether queries [first, last] all see keys [k0, k0 + n).
+  static bool isWhole(int64_t first, int64_t last, int64_t k0, int64_t n, int64_t window) {
+    return k0 + n - 1 <= first && (window == 0 || last - k0 < window);
+  }
 };
 
 }  // namespace espalier

@@ -158,7 +158,7 @@ async function demo(options: Options, signal: AbortSignal): Promise<number> {
         ['base', base],
         [
           'time',
-          `${duration(totalSeconds)}, ${duration(result.trainSeconds)} of it training at ${Math.round(result.tokensPerSecond)} tokens/s`,
+          `${duration(totalSeconds)}, ${duration(result.trainSeconds)} of it training and evaluating, at ${Math.round(result.tokensPerSecond)} tokens/s`,
         ],
         ['peak memory', `${Math.round(result.peakRssMb)} MB`],
         ['adapter', result.adapter!],

@@ -1,31 +1,23 @@
 // The dashboard as text: empty, in the middle of a run and after a failure, at 40, 80 and 120 columns.
 import { Box } from 'ink'
-import { render } from 'ink-testing-library'
 import { describe, expect, it } from 'vitest'
 import type { TrainingEvent } from '../../src/index.js'
 import { Dashboard } from '../../src/tui/dashboard.js'
 import { panels } from '../../src/tui/panels/index.js'
 import { emptyState, reduce } from '../../src/tui/run-state.js'
 import { failed, finished, midRun, start, stepAt } from './events.js'
+import { draw } from './fake-terminal.js'
 
 const stateOf = (events: readonly TrainingEvent[]) => events.reduce(reduce, emptyState('quickstart'))
 
 function screen(events: readonly TrainingEvent[], columns: number, rows = 50): string {
-  // The library's fake terminal is 100 columns wide; a box of fixed width can be wider
-  const { lastFrame, unmount } = render(
-    <Box width={columns}>
-      <Dashboard state={stateOf(events)} columns={columns} rows={rows} />
-    </Box>,
-  )
-  const frame = lastFrame()!
-  unmount()
-  return frame
+  return draw(<Dashboard state={stateOf(events)} columns={columns} rows={rows} />, columns)
 }
 
 const runs = { empty: [], midRun, failed, finished }
 
 describe.each(Object.entries(runs))('%s', (_, events) => {
-  it.each([40, 80])('at %i columns', (columns) => {
+  it.each([40, 80, 120])('at %i columns', (columns) => {
     const frame = screen(events, columns)
     for (const line of frame.split('\n')) expect(line.length).toBeLessThanOrEqual(columns)
     expect(frame).toMatchSnapshot()
@@ -34,15 +26,15 @@ describe.each(Object.entries(runs))('%s', (_, events) => {
   it('every panel fits into its lines at 40, 80 and 120 columns', () => {
     for (const panel of Object.values(panels)) {
       for (const width of [36, 76, 116]) {
-        const { lastFrame, unmount } = render(
+        const frame = draw(
           <Box width={width} flexDirection="column">
             <panel.Component state={stateOf(events)} width={width} height={panel.height} />
           </Box>,
+          width,
         )
-        const lines = lastFrame()!.split('\n')
+        const lines = frame.split('\n')
         expect(lines.length, panel.title).toBeLessThanOrEqual(panel.height)
         for (const line of lines) expect(line.length, panel.title).toBeLessThanOrEqual(width)
-        unmount()
       }
     }
   })

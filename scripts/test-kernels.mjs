@@ -1,4 +1,4 @@
-// Compiles every kernels/test/NAME_test.cc with its kernel for each instruction set that this processor has, and runs it.
+// Compiles every kernels/test/NAME_test.cc with its kernels for each instruction set that this processor has, and runs it.
 // Binaries stay in build/kernel-tests until a source changes.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -38,8 +38,17 @@ function sourceHash() {
   return hash.digest('hex')
 }
 
+/** The kernel of the same name, or for a test without one all kernels that have no test of their own. */
+function subjects(name) {
+  const own = `ops/${name}.cc`
+  if (existsSync(join(kernels, own))) return [own]
+  return readdirSync(join(kernels, 'ops'))
+    .filter((file) => file.endsWith('.cc') && !existsSync(join(kernels, 'test', file.replace(/\.cc$/, '_test.cc'))))
+    .map((file) => `ops/${file}`)
+}
+
 function compile(name, isa, binary) {
-  const sources = [`test/${name}_test.cc`, `ops/${name}.cc`, 'cpu/ceiling.cc'].map((file) => join(kernels, file))
+  const sources = [`test/${name}_test.cc`, ...subjects(name), 'cpu/ceiling.cc'].map((file) => join(kernels, file))
   const args = ['-std=gnu++17', '-O2', '-g1', '-pthread', '-Wall', '-Wextra', '-Werror', '-Wno-psabi']
   args.push(...isas[isa].flags, `-DESPALIER_ISA_${isa.toUpperCase()}=1`, `-I${kernels}`, ...sources, '-o', binary)
   return spawnSync(process.env.CXX ?? 'c++', args, { stdio: ['ignore', 'inherit', 'inherit'] }).status === 0

@@ -2,7 +2,7 @@
 // Flash attention (arXiv 2205.14135, 2307.08691): blocks of 96 queries by 96 keys, an online softmax in the forward, the
 // probabilities recomputed from lse in the backward; no T x T matrix. Products are bf16 with fp32 sums on AVX512-BF16,
 // fp32 elsewhere and in strict mode; softmax in fp32. Forward tasks are (document, head, block of queries), backward
-// tasks (document, head, part of its queries) with dK and dV of a group added in order: bits do not depend on threads.
+// tasks (document, kv head, part of the queries), dK and dV of the parts added in order: bits do not depend on threads.
 #include "attention_backward.h"
 #include "attention_forward.h"
 

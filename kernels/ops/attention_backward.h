@@ -10,13 +10,16 @@ struct AttentionGradInputs {
   Documents documents;
 };
 
-/// Longer documents are two tasks a head: queries before and after about 0.7 of them, of equal work in a causal triangle.
-/// dK and dV of both are added in order.
-constexpr int64_t kSplitLength = 2 * kAttentionBlock;
-inline int64_t splitBlock(int64_t length) {
-  const int64_t blocks = (length + kAttentionBlock - 1) / kAttentionBlock;
-  return length > kSplitLength ? (blocks * 7 + 5) / 10 : 0;
-}
+/// The queries of a long document are cut into parts of about equal work (a causal triangle), for enough tasks: part p
+/// ends before block edge(p + 1). How many depends on the document alone; dK and dV of the parts are added in order.
+struct Parts {
+  int64_t blocks, count;
+  explicit Parts(int64_t blockCount) : blocks(blockCount), count(blockCount > 6 ? 4 : blockCount > 2 ? 2 : 1) {}
+  int64_t edge(int64_t p) const {
+    constexpr int64_t kTenths[3][5] = {{0, 10}, {0, 7, 10}, {0, 5, 7, 9, 10}};  // about 10 sqrt(p / count)
+    return (blocks * kTenths[count / 2][p] + 5) / 10;
+  }
+};
 
 /// Rows `c` (scores) become P and rows `d` (dO V^T) become dS / scale for n keys from position k0; dS is packed too, as
 /// operand B.
@@ -51,141 +54,148 @@ const char* attendBackwardTyped(Context& context, const AttentionOptions& o, con
   const int64_t ldQ = o.heads * o.headDim, ldK = o.kvHeads * o.headDim, group = o.heads / o.kvHeads;
   const int64_t blocks = std::max<int64_t>(1, (documents.longest + kAttentionBlock - 1) / kAttentionBlock);
   const int64_t tiles = kAttentionBlock / kTileRows, sumSize = shape.sumRows() * kAttentionPanel;
+  const int64_t partBlocks = std::max(Parts(blocks).edge(1), std::min<int64_t>(blocks, 5));  // the longest part of any document
   int64_t used = 0;
   const auto carve = [&](int64_t floats) {
     const int64_t at = used;
     used += roundUp(floats, 16);
     return at;
   };
-  const int64_t queryAlongAt = carve(blocks * shape.alongSize()), gradAlongAt = carve(blocks * shape.alongSize());
-  const int64_t queryDownAt = carve(blocks * shape.downSize()), gradDownAt = carve(blocks * shape.downSize());
-  const int64_t dQAt = carve(blocks * kBlockPanels * sumSize), lseAt = carve(blocks * kAttentionBlock), deltaAt = carve(blocks * kAttentionBlock);
+  const int64_t queryAlongAt = carve(partBlocks * shape.alongSize()), gradAlongAt = carve(partBlocks * shape.alongSize());
+  const int64_t queryDownAt = carve(partBlocks * shape.downSize()), gradDownAt = carve(partBlocks * shape.downSize());
+  const int64_t dQAt = carve(partBlocks * kBlockPanels * sumSize), lseAt = carve(partBlocks * kAttentionBlock), deltaAt = carve(partBlocks * kAttentionBlock);
   const int64_t keysAt = carve(shape.rowsSize()), valuesAt = carve(shape.rowsSize()), keyColumnsAt = carve(shape.columnsSize());
-  const int64_t dKAt = carve(tiles * shape.tileSums()), dVAt = carve(tiles * shape.tileSums());
   const int64_t pAt = carve(kAttentionBlock * kAttentionPanel), dSAt = carve(kAttentionBlock * kAttentionPanel);
   const int64_t pRowsAt = carve(tiles * shape.blockTile), dSRowsAt = carve(tiles * shape.blockTile);
   const int64_t weightAt = carve(shape.blockSteps * kAttentionPanel), perWorker = used;
   const int64_t workersAt = carve(perWorker * (std::max(1, context.threads()) - 1)) - perWorker;
-  // dK and dV of every query head and part; the parts of a group are added afterwards, in order.
-  const int64_t parts = documents.longest > kSplitLength ? 2 : 1, headFloats = documents.tokens * ldQ;
-  const int64_t dKsAt = carve(parts * headFloats), dVsAt = carve(parts * headFloats);
+  // dK and dV of every part, [part][kvHead][block][tile]: the heads of a group add to them one after the other.
+  const int64_t maxParts = Parts(blocks).count, blockSums = tiles * shape.tileSums(), partSums = o.kvHeads * documents.blocks * blockSums;
+  const int64_t dKsAt = carve(maxParts * partSums), dVsAt = carve(maxParts * partSums);
+  const int64_t placesAt = carve(documents.blocks * static_cast<int64_t>(sizeof(BlockPlace) / 4));
   auto* scratch = static_cast<float*>(context.scratch(static_cast<size_t>(used) * 4));
   if (!scratch) return "AttentionGrad: out of memory";
   float *dKs = scratch + dKsAt, *dVs = scratch + dVsAt;
+  auto* places = reinterpret_cast<BlockPlace*>(scratch + placesAt);
+  listBlocks(documents, places);
   const float factor = o.scale * kLog2E;
+  const int64_t outBytes = in.out.dtype == DType::f32 ? 4 : 2;
 
-  forDynamic(context, documents.count * o.heads * parts, [&](int64_t worker, int64_t task) {
-    const int64_t part = task % parts, h = task / parts % o.heads, d = task / parts / o.heads, kvHead = h / group;
-    const int64_t start = documents.starts[d], length = documents.lengthOf(d), split = splitBlock(length);
-    const int64_t firstBlock = part ? split : 0, lastBlock = part || split == 0 ? documents.blocksOf(d) : split;
-    if (length == 0 || (part && split == 0)) return;
+  forDynamic(context, documents.count * o.kvHeads * maxParts, [&](int64_t worker, int64_t task) {
+    const int64_t part = maxParts - 1 - task % maxParts, kvHead = task / maxParts % o.kvHeads, d = task / maxParts / o.kvHeads;
+    const int64_t start = documents.starts[d], length = documents.lengthOf(d);
+    const Parts parts(documents.blocksOf(d));
+    if (length == 0 || part >= parts.count) return;
+    const int64_t firstBlock = parts.edge(part), lastBlock = parts.edge(part + 1);
+    int64_t firstIndex = 0;  // of the document's blocks among all
+    for (int64_t e = 0; e < d; e++) firstIndex += documents.blocksOf(e);
     const int64_t firstQuery = firstBlock * kAttentionBlock, lastQuery = std::min(length, lastBlock * kAttentionBlock);
     float* base = scratch + (worker ? workersAt + worker * perWorker : 0);
     const auto dwords = [&](int64_t at) { return reinterpret_cast<uint32_t*>(base + at); };
     uint32_t *queryAlong = dwords(queryAlongAt), *gradAlong = dwords(gradAlongAt), *queryDown = dwords(queryDownAt), *gradDown = dwords(gradDownAt);
     uint32_t *keys = dwords(keysAt), *values = dwords(valuesAt), *keyColumns = dwords(keyColumnsAt), *weights = dwords(weightAt);
     uint32_t *pRows = dwords(pRowsAt), *dSRows = dwords(dSRowsAt);
-    float *dQ = base + dQAt, *lse = base + lseAt, *delta = base + deltaAt, *dK = base + dKAt, *dV = base + dVAt, *p = base + pAt, *dS = base + dSAt;
+    float *dQ = base + dQAt, *lse = base + lseAt, *delta = base + deltaAt, *p = base + pAt, *dS = base + dSAt;
 
-    // Block b of the queries lies at b - firstBlock in every buffer.
-    for (int64_t b = firstBlock; b < lastBlock; b++) {
-      const int64_t row = b * kAttentionBlock, n = std::min(kAttentionBlock, length - row), from = (start + row) * ldQ + h * o.headDim, to = b - firstBlock;
-      shape.packAlongOf(q + from, ldQ, n, queryAlong + to * shape.alongSize());
-      shape.packAlongOf(dOut + from, ldQ, n, gradAlong + to * shape.alongSize());
-      shape.packDownOf(q + from, ldQ, n, queryDown + to * shape.downSize());
-      shape.packDownOf(dOut + from, ldQ, n, gradDown + to * shape.downSize());
-      for (int64_t i = 0; i < kAttentionBlock; i++) {
-        float *ownLse = lse + to * kAttentionBlock + i, *ownDelta = delta + to * kAttentionBlock + i;
-        *ownLse = *ownDelta = 0;  // lanes past the end: q and dO are 0 there
-        if (i >= n) continue;
-        *ownLse = in.lse.as<const float>()[(start + row + i) * o.heads + h];
-        const int64_t at = from + i * ldQ;
-        Vec sum = zero();
-        for (int64_t c = 0; c < o.headDim; c += kLanes) {
-          const int64_t left = o.headDim - c;
-          const Vec y = in.out.dtype == DType::f32 ? loadUpTo(in.out.as<const float>() + at + c, left) : loadUpTo(in.out.as<const bf16>() + at + c, left);
-          sum = fma(loadUpTo(dOut + at + c, left), y, sum);
+    for (int64_t h = kvHead * group; h < (kvHead + 1) * group; h++) {
+      // Block b of the queries lies at b - firstBlock in every buffer.
+      for (int64_t b = firstBlock; b < lastBlock; b++) {
+        const int64_t row = b * kAttentionBlock, n = std::min(kAttentionBlock, length - row), from = (start + row) * ldQ + h * o.headDim, to = b - firstBlock;
+        for (int64_t i = 0; i < kAttentionBlock; i++) {
+          float *ownLse = lse + to * kAttentionBlock + i, *ownDelta = delta + to * kAttentionBlock + i;
+          *ownLse = *ownDelta = 0;  // lanes past the end: q and dO are 0 there
+          if (i >= n) continue;
+          *ownLse = in.lse.as<const float>()[(start + row + i) * o.heads + h];
+          const int64_t at = from + i * ldQ;
+          if (i + 8 < n)  // rows are far apart: the hardware does not foresee them
+            for (int64_t c = 0; c < o.headDim; c += 16) __builtin_prefetch(in.out.as<char>() + (at + 8 * ldQ + c) * outBytes), __builtin_prefetch(dOut + at + 8 * ldQ + c);
+          Vec sum = zero();
+          for (int64_t c = 0; c < o.headDim; c += kLanes) {
+            const int64_t left = o.headDim - c;
+            const Vec y = in.out.dtype == DType::f32 ? loadUpTo(in.out.as<const float>() + at + c, left) : loadUpTo(in.out.as<const bf16>() + at + c, left);
+            sum = fma(loadUpTo(dOut + at + c, left), y, sum);
+          }
+          *ownDelta = reduceAdd(sum);
         }
-        *ownDelta = reduceAdd(sum);
+        shape.packAlongOf(q + from, ldQ, n, queryAlong + to * shape.alongSize());
+        shape.packAlongOf(dOut + from, ldQ, n, gradAlong + to * shape.alongSize());
+        shape.packDownOf(q + from, ldQ, n, queryDown + to * shape.downSize());
+        shape.packDownOf(dOut + from, ldQ, n, gradDown + to * shape.downSize());
       }
-    }
-    memset(dQ, 0, static_cast<size_t>((lastBlock - firstBlock) * kBlockPanels * sumSize) * 4);
+      memset(dQ, 0, static_cast<size_t>((lastBlock - firstBlock) * kBlockPanels * sumSize) * 4);
 
-    for (int64_t k0 = 0; k0 < lastQuery; k0 += kAttentionBlock) {
-      const int64_t count = std::min(kAttentionBlock, length - k0), from = (start + k0) * ldK + kvHead * o.headDim;
-      shape.packRowsOf(k + from, ldK, count, keys);
-      shape.packRowsOf(v + from, ldK, count, values);
-      shape.packColumnsOf(k + from, ldK, count, keyColumns);
-      memset(dK, 0, static_cast<size_t>(tiles * shape.tileSums()) * 4);
-      memset(dV, 0, static_cast<size_t>(tiles * shape.tileSums()) * 4);
-      for (int64_t b = std::max(firstBlock, k0 / kAttentionBlock); b < lastBlock; b++) {
-        const int64_t q0 = b * kAttentionBlock, at = b - firstBlock, rows = std::min(kAttentionBlock, length - q0);
-        if (o.window > 0 && q0 - (k0 + count - 1) >= o.window) break;
-        for (int64_t r = 0; r < rows; r += kAttentionPanel) {
-          // Keys past the panel's last query are seen by none of it.
-          const int64_t first = q0 + r, last = std::min(length, first + kAttentionPanel) - 1, n = std::min(count, last + 1 - k0);
-          shape.scores(keys, queryAlong + at * shape.alongSize() + r * shape.steps, n, p);
-          shape.scores(values, gradAlong + at * shape.alongSize() + r * shape.steps, n, dS);
-          const float *panelLse = lse + at * kAttentionBlock + r, *panelDelta = delta + at * kAttentionBlock + r;
-          if (Sight::isWhole(first, last, k0, n, o.window))
-            differentiatePanel<A, false>(p, dS, n, k0, Sight(first, o.window), factor, panelLse, panelDelta, weights);
-          else differentiatePanel<A, true>(p, dS, n, k0, Sight(first, o.window), factor, panelLse, panelDelta, weights);
-          shape.addTransposed(keyColumns, weights, stepsOf<A>(n), dQ + (at * kBlockPanels + r / kAttentionPanel) * sumSize);
-          for (int64_t g = 0; g < n; g += kGroupRows) {
-            const int64_t to = g / kTileRows * shape.blockTile + stepsOf<A>(r) * kTileRows, present = std::min<int64_t>(kGroupRows, n - g);
-            packRows<A>(p + g * kAttentionPanel, kAttentionPanel, present, kAttentionPanel, pRows + to, shape.blockTile);
-            packRows<A>(dS + g * kAttentionPanel, kAttentionPanel, present, kAttentionPanel, dSRows + to, shape.blockTile);
+      for (int64_t k0 = 0; k0 < lastQuery; k0 += kAttentionBlock) {
+        const int64_t count = std::min(kAttentionBlock, length - k0), from = (start + k0) * ldK + kvHead * o.headDim;
+        shape.packRowsOf(k + from, ldK, count, keys);
+        shape.packRowsOf(v + from, ldK, count, values);
+        shape.packColumnsOf(k + from, ldK, count, keyColumns);
+        const int64_t sumsAt = part * partSums + (kvHead * documents.blocks + firstIndex + k0 / kAttentionBlock) * blockSums;
+        float *dK = dKs + sumsAt, *dV = dVs + sumsAt;
+        if (h == kvHead * group) {
+          memset(dK, 0, static_cast<size_t>(blockSums) * 4);
+          memset(dV, 0, static_cast<size_t>(blockSums) * 4);
+        }
+        for (int64_t b = std::max(firstBlock, k0 / kAttentionBlock); b < lastBlock; b++) {
+          const int64_t q0 = b * kAttentionBlock, at = b - firstBlock, rows = std::min(kAttentionBlock, length - q0);
+          if (o.window > 0 && q0 - (k0 + count - 1) >= o.window) break;
+          for (int64_t r = 0; r < rows; r += kAttentionPanel) {
+            // Keys past the panel's last query are seen by none of it.
+            const int64_t first = q0 + r, last = std::min(length, first + kAttentionPanel) - 1, n = std::min(count, last + 1 - k0);
+            shape.scores(keys, queryAlong + at * shape.alongSize() + r * shape.steps, n, p);
+            shape.scores(values, gradAlong + at * shape.alongSize() + r * shape.steps, n, dS);
+            const float *panelLse = lse + at * kAttentionBlock + r, *panelDelta = delta + at * kAttentionBlock + r;
+            if (Sight::isWhole(first, last, k0, n, o.window))
+              differentiatePanel<A, false>(p, dS, n, k0, Sight(first, o.window), factor, panelLse, panelDelta, weights);
+            else differentiatePanel<A, true>(p, dS, n, k0, Sight(first, o.window), factor, panelLse, panelDelta, weights);
+            shape.addTransposed(keyColumns, weights, stepsOf<A>(n), dQ + (at * kBlockPanels + r / kAttentionPanel) * sumSize);
+            for (int64_t g = 0; g < n; g += kGroupRows) {
+              const int64_t to = g / kTileRows * shape.blockTile + stepsOf<A>(r) * kTileRows, present = std::min<int64_t>(kGroupRows, n - g);
+              packRows<A>(p + g * kAttentionPanel, kAttentionPanel, present, kAttentionPanel, pRows + to, shape.blockTile);
+              packRows<A>(dS + g * kAttentionPanel, kAttentionPanel, present, kAttentionPanel, dSRows + to, shape.blockTile);
+            }
+          }
+          // A tile of keys is seen from its first key on; panels before that were not computed for it.
+          const int64_t steps = stepsOf<A>(rows);
+          for (int64_t t = 0; t * kTileRows < count; t++) {
+            const int64_t firstStep = std::max<int64_t>(0, k0 + t * kTileRows - q0) / A::kPerStep;
+            if (firstStep >= steps) break;
+            shape.addRows(pRows + t * shape.blockTile, gradDown + at * shape.downSize(), firstStep, steps, dV + t * shape.tileSums());
+            shape.addRows(dSRows + t * shape.blockTile, queryDown + at * shape.downSize(), firstStep, steps, dK + t * shape.tileSums());
           }
         }
-        // A tile of keys is seen from its first key on; panels before that were not computed for it.
-        const int64_t steps = stepsOf<A>(rows);
-        for (int64_t t = 0; t * kTileRows < count; t++) {
-          const int64_t firstStep = std::max<int64_t>(0, k0 + t * kTileRows - q0) / A::kPerStep;
-          if (firstStep >= steps) break;
-          shape.addRows(pRows + t * shape.blockTile, gradDown + at * shape.downSize(), firstStep, steps, dV + t * shape.tileSums());
-          shape.addRows(dSRows + t * shape.blockTile, queryDown + at * shape.downSize(), firstStep, steps, dK + t * shape.tileSums());
-        }
       }
-      for (int64_t i = 0; i < count; i++)
-        for (int64_t c = 0; c < o.headDim; c += kLanes) {
-          const int64_t panel = c / kAttentionPanel * kAttentionPanel, width = shape.vectorsOf(panel) * kLanes;
-          const int64_t own = i / kTileRows * shape.tileSums() + panel * kTileRows + i % kTileRows * width + c - panel;
-          const int64_t to = part * headFloats + (start + k0 + i) * ldQ + h * o.headDim + c;
-          storeUpTo(dKs + to, o.headDim - c, load(dK + own) * o.scale);
-          storeUpTo(dVs + to, o.headDim - c, load(dV + own));
-        }
-    }
-    Vec scales[kAttentionVectors];
-    for (int i = 0; i < kAttentionVectors; i++) scales[i] = set1(o.scale);
-    for (int64_t row = firstQuery; row < lastQuery; row += kAttentionPanel) {
-      const float* sums = dQ + (row - firstQuery) / kAttentionPanel * sumSize;
-      const int64_t n = std::min(kAttentionPanel, lastQuery - row), to = (start + row) * ldQ + h * o.headDim;
-      if (in.dQ.dtype == DType::f32) shape.storeTransposed(sums, scales, n, in.dQ.as<float>() + to, ldQ);
-      else shape.storeTransposed(sums, scales, n, in.dQ.as<bf16>() + to, ldQ);
+      Vec scales[kAttentionVectors];
+      for (int i = 0; i < kAttentionVectors; i++) scales[i] = set1(o.scale);
+      for (int64_t row = firstQuery; row < lastQuery; row += kAttentionPanel) {
+        const float* sums = dQ + (row - firstQuery) / kAttentionPanel * sumSize;
+        const int64_t n = std::min(kAttentionPanel, lastQuery - row), to = (start + row) * ldQ + h * o.headDim;
+        if (in.dQ.dtype == DType::f32) shape.storeTransposed(sums, scales, n, in.dQ.as<float>() + to, ldQ);
+        else shape.storeTransposed(sums, scales, n, in.dQ.as<bf16>() + to, ldQ);
+      }
     }
   });
 
-  for (int64_t d = 0; d < documents.count; d++) {
-    const int64_t start = documents.starts[d], length = documents.lengthOf(d), split = splitBlock(length) * kAttentionBlock;
-    forBlocks(context, length, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++)
-        for (int64_t g = 0; g < o.kvHeads; g++)
-          for (int64_t c = 0; c < o.headDim; c += kLanes) {
-            const int64_t n = o.headDim - c, from = (start + i) * ldQ + g * group * o.headDim + c, to = (start + i) * ldK + g * o.headDim + c;
-            Vec key = zero(), value = zero();
-            const auto add = [&](int64_t at) {
-              for (int64_t j = 0; j < group; j++) {
-                key = key + loadUpTo(dKs + at + j * o.headDim, n);
-                value = value + loadUpTo(dVs + at + j * o.headDim, n);
-              }
-            };
-            if (split == 0 || i < split) add(from);
-            if (split > 0) add(headFloats + from);
-            if (in.dK.dtype == DType::f32) storeUpTo(in.dK.as<float>() + to, n, key), storeUpTo(in.dV.as<float>() + to, n, value);
-            else storeUpTo(in.dK.as<bf16>() + to, n, key), storeUpTo(in.dV.as<bf16>() + to, n, value);
-          }
-    });
-  }
+  context.parallelFor(documents.blocks * o.kvHeads, [&](int64_t task) {
+    const int64_t index = task % documents.blocks, kvHead = task / documents.blocks;
+    const BlockPlace& place = places[index];
+    const Parts parts(documents.blocksOf(place.document));
+    const int64_t row = place.block * kAttentionBlock, to = (documents.starts[place.document] + row) * ldK + kvHead * o.headDim;
+    const int64_t from = (kvHead * documents.blocks + index) * blockSums;
+    for (int64_t i = 0; i < std::min(kAttentionBlock, documents.lengthOf(place.document) - row); i++)
+      for (int64_t c = 0; c < o.headDim; c += kLanes) {
+        const int64_t panel = c / kAttentionPanel * kAttentionPanel, width = shape.vectorsOf(panel) * kLanes, n = o.headDim - c;
+        const int64_t own = from + i / kTileRows * shape.tileSums() + panel * kTileRows + i % kTileRows * width + c - panel;
+        Vec key = zero(), value = zero();
+        for (int64_t p = 0; p < parts.count; p++) {
+          if (parts.edge(p + 1) <= place.block) continue;  // its queries come before these keys
+          key = key + load(dKs + p * partSums + own);
+          value = value + load(dVs + p * partSums + own);
+        }
+        key = key * o.scale;
+        if (in.dK.dtype == DType::f32) storeUpTo(in.dK.as<float>() + to + i * ldK + c, n, key), storeUpTo(in.dV.as<float>() + to + i * ldK + c, n, value);
+        else storeUpTo(in.dK.as<bf16>() + to + i * ldK + c, n, key), storeUpTo(in.dV.as<bf16>() + to + i * ldK + c, n, value);
+      }
+  });
   return nullptr;
 }
 

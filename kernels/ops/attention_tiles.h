@@ -35,7 +35,7 @@ struct Documents {
   int64_t blocksOf(int64_t d) const { return (lengthOf(d) + kAttentionBlock - 1) / kAttentionBlock; }
 };
 
-/// Block `index` of all blocks of all documents.
+/// One of the blocks of all documents.
 struct BlockPlace {
   int64_t document, block;
 };

@@ -12,7 +12,7 @@
 namespace espalier {
 namespace {
 
-inline uint32_t mix(uint32_t x) {
+template <typename U> ESPALIER_INLINE U mix(U x) {
   x ^= x >> 16;
   x *= 0x21f0aaadu;
   x ^= x >> 15;
@@ -21,7 +21,7 @@ inline uint32_t mix(uint32_t x) {
   return x;
 }
 
-inline uint32_t step(uint32_t k, uint32_t w) { return mix((k ^ w) + 0x9e3779b9u); }
+template <typename U> ESPALIER_INLINE U step(uint32_t k, U w) { return mix((k ^ w) + 0x9e3779b9u); }
 
 class Dropout : public Kernel {
  public:
@@ -37,22 +37,25 @@ class Dropout : public Kernel {
     if (!y) return "Dropout: no output";
     const int64_t width = x.dims[1];
     const uint64_t s = static_cast<uint64_t>(seed.as<const int64_t>()[0]);
-    const uint32_t seedKey = step(step(0, static_cast<uint32_t>(s)), static_cast<uint32_t>(s >> 32));
+    const uint32_t seedKey = step(step(0u, static_cast<uint32_t>(s)), static_cast<uint32_t>(s >> 32));
     const uint32_t threshold = static_cast<uint32_t>(static_cast<double>(p_) * 4294967296.0);
     const float scale = static_cast<float>(1.0 / (1.0 - static_cast<double>(p_)));
     forBlocks(context, x.dims[0], std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width)), [&](int64_t begin, int64_t end) {
-      alignas(64) float in[kChunk], out[kChunk];
       for (int64_t row = begin; row < end; row++) {
         const uint64_t key = static_cast<uint64_t>(rowKeys.as<const int64_t>()[row]);
         const uint32_t k = step(step(step(seedKey, static_cast<uint32_t>(key)), static_cast<uint32_t>(key >> 32)), module_);
-        for (int64_t column = 0; column < width; column += kChunk) {
-          const int32_t n = static_cast<int32_t>(std::min(kChunk, width - column));
-          const float* v = viewElements(x, row * width + column, n, in);
-          const uint32_t first = static_cast<uint32_t>(column);
-          for (int32_t i = 0; i < n; i++)
-            out[i] = step(k, first + static_cast<uint32_t>(i)) >= threshold ? v[i] * scale : 0.0f;
-          storeElements(y, row * width + column, n, out);
-        }
+        const auto drop = [&](auto* from, auto* to) {
+          UVec column;
+          for (int l = 0; l < kLanes; l++) column[l] = static_cast<uint32_t>(l);
+          for (int64_t i = 0; i < width; i += kLanes, column += static_cast<uint32_t>(kLanes)) {
+            const IVec isKept = reinterpret_cast<IVec>(step(k, column) >= threshold);
+            storeUpTo(to + i, width - i, select(isKept, loadUpTo(from + i, width - i) * scale, zero()));
+          }
+        };
+        const auto typed = [&](auto* from) {
+          y.dtype == DType::f32 ? drop(from, y.as<float>() + row * width) : drop(from, y.as<bf16>() + row * width);
+        };
+        x.dtype == DType::f32 ? typed(x.as<const float>() + row * width) : typed(x.as<const bf16>() + row * width);
       }
     });
     return nullptr;

@@ -13,41 +13,45 @@ class Rotary : public Kernel {
   const char* run(Context& context) noexcept override {
     const Tensor x = context.input(0), cosines = context.input(1), sines = context.input(2);
     const int64_t half = headDim_ / 2;
-    if (headDim_ < 2 || headDim_ % 2 != 0 || headDim_ > kMaxHeadDim) return "Rotary: head_dim must be even, 2 to 1024";
+    if (headDim_ < 2 || headDim_ % 2 != 0) return "Rotary: head_dim must be even";
     if (!isActivation(x) || x.rank != 2 || x.dims[1] % headDim_ != 0) return "Rotary: x must be activations [N, H * head_dim]";
     if (!isF32(cosines) || !isF32(sines) || cosines.size() != x.dims[0] * half || sines.size() != cosines.size())
       return "Rotary: cos and sin must be f32 [N, head_dim / 2]";
     const Tensor y = context.output(0, x.dims, x.rank);
     if (!y) return "Rotary: no output";
     const int64_t width = x.dims[1];
-    const float sign = inverse_ ? -1.0f : 1.0f;
-    forBlocks(context, x.dims[0], std::max<int64_t>(1, 16384 / width), [&](int64_t begin, int64_t end) {
-      alignas(64) float in[kMaxHeadDim], out[kMaxHeadDim], signedSin[kMaxHeadDim / 2];
-      for (int64_t row = begin; row < end; row++) {
-        const float* c = cosines.as<const float>() + row * half;
-        for (int64_t i = 0; i < half; i++) signedSin[i] = sign * sines.as<const float>()[row * half + i];
-        for (int64_t at = row * width; at < (row + 1) * width; at += headDim_) {
-          const float* v = viewElements(x, at, headDim_, in);
-          if (interleaved_) {
-            for (int64_t i = 0; i < half; i++) {
-              out[2 * i] = v[2 * i] * c[i] - v[2 * i + 1] * signedSin[i];
-              out[2 * i + 1] = v[2 * i + 1] * c[i] + v[2 * i] * signedSin[i];
-            }
-          } else {
-            for (int64_t i = 0; i < half; i++) {
-              out[i] = v[i] * c[i] - v[half + i] * signedSin[i];
-              out[half + i] = v[half + i] * c[i] + v[i] * signedSin[i];
-            }
-          }
-          storeElements(y, at, headDim_, out);
-        }
-      }
-    });
+    const auto rotate = [&](auto* from, auto* to) {
+      forBlocks(context, x.dims[0], std::max<int64_t>(1, 16384 / width), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++)
+          for (int64_t at = row * width; at < (row + 1) * width; at += headDim_)
+            rotateHead(from + at, to + at, cosines.as<const float>() + row * half, sines.as<const float>() + row * half);
+      });
+    };
+    const auto typed = [&](auto* from) { y.dtype == DType::f32 ? rotate(from, y.as<float>()) : rotate(from, y.as<bf16>()); };
+    x.dtype == DType::f32 ? typed(x.as<const float>()) : typed(x.as<const bf16>());
     return nullptr;
   }
 
  private:
-  static constexpr int64_t kMaxHeadDim = 1024;
+  template <typename T, typename U> void rotateHead(const T* x, U* y, const float* cosine, const float* sine) const {
+    const int64_t half = headDim_ / 2;
+    const float sign = inverse_ ? -1.0f : 1.0f;
+    if (interleaved_) {
+      for (int64_t i = 0; i < half; i++) {
+        const float a = toFloat(x[2 * i]), b = toFloat(x[2 * i + 1]), c = cosine[i], s = sine[i] * sign;
+        put(y + 2 * i, a * c - b * s);
+        put(y + 2 * i + 1, b * c + a * s);
+      }
+      return;
+    }
+    for (int64_t i = 0; i < half; i += kLanes) {
+      const int64_t left = half - i;
+      const Vec a = loadUpTo(x + i, left), b = loadUpTo(x + half + i, left), c = loadUpTo(cosine + i, left), s = loadUpTo(sine + i, left) * sign;
+      storeUpTo(y + i, left, a * c - b * s);
+      storeUpTo(y + half + i, left, b * c + a * s);
+    }
+  }
+
   int64_t headDim_;
   bool interleaved_, inverse_;
 };

@@ -1,8 +1,11 @@
 // SwiGlu(gate, up) -> silu(gate) * up, silu(g) = g * sigmoid(g); elementwise in f32. arXiv 2002.05202.
 #include "activation.h"
+#include "exponential.h"
 
 namespace espalier {
 namespace {
+
+ESPALIER_INLINE Vec logistic(Vec x) { return 1.f / (1.f + boundedExp(-x)); }
 
 class SwiGlu : public Kernel {
  public:
@@ -20,7 +23,7 @@ class SwiGlu : public Kernel {
         const float* u = viewElements(up, at, n, uBuffer);
         for (int64_t i = 0; i < n; i += kLanes) {
           const Vec x = loadUpTo(g + i, n - i);
-          store(out + i, x * sigmoid(x) * loadUpTo(u + i, n - i));
+          store(out + i, x * logistic(x) * loadUpTo(u + i, n - i));
         }
         storeElements(y, at, n, out);
       }
@@ -46,7 +49,7 @@ class SwiGluGrad : public Kernel {
         const float* d = viewElements(dY, at, n, dBuffer);
         for (int64_t i = 0; i < n; i += kLanes) {
           const Vec x = loadUpTo(g + i, n - i), dy = loadUpTo(d + i, n - i);
-          const Vec s = sigmoid(x), ds = dy * s;
+          const Vec s = logistic(x), ds = dy * s;
           store(outUp + i, ds * x);
           store(outGate + i, ds * loadUpTo(u + i, n - i) * (1.0f + x * (1.0f - s)));
         }

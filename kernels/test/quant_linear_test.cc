@@ -1,5 +1,7 @@
 // QuantLinear, its gradient and its row norms against a double reference in every format, and their share of the
-// ceiling. `quant_linear_test` checks; `quant_linear_test bench [threads] [rows]` also times.
+// ceiling. Alone it checks; with `bench [threads] [rows] [format] [1b] [strict]` it times. By hand, for one instruction set:
+//   g++ -std=c++17 -O3 -pthread -DESPALIER_ISA_AVX2=1 -mavx2 -mfma -mf16c kernels/test/quant_linear_test.cc
+//     kernels/ops/quant_linear.cc kernels/cpu/ceiling.cc -o quant_linear_test
 #include <algorithm>
 #include <chrono>
 #include <cmath>

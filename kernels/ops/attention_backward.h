@@ -183,7 +183,7 @@ const char* attendBackwardTyped(Context& context, const AttentionOptions& o, con
     const int64_t from = (kvHead * documents.blocks + index) * blockSums;
     for (int64_t i = 0; i < std::min(kAttentionBlock, documents.lengthOf(place.document) - row); i++)
       for (int64_t c = 0; c < o.headDim; c += kLanes) {
-        const int64_t panel = c / kAttentionPanel * kAttentionPanel, width = shape.vectorsOf(panel) * kLanes, n = o.headDim - c;
+        const int64_t panel = c / kHeadPanel * kHeadPanel, width = shape.vectorsOf(panel) * kLanes, n = o.headDim - c;
         const int64_t own = from + i / kTileRows * shape.tileSums() + panel * kTileRows + i % kTileRows * width + c - panel;
         Vec key = zero(), value = zero();
         for (int64_t p = 0; p < parts.count; p++) {

@@ -9,9 +9,11 @@ namespace espalier {
 /// Queries and keys of one block: a multiple of every group of rows (16, 6, 4) and of every panel (32, 16, 8). Blocks start
 /// at multiples of it within their document, so a row's sums never depend on other rows or documents.
 constexpr int64_t kAttentionBlock = 96;
-/// Queries of a panel, one per lane: two vectors divide 32 and 64 columns of a head evenly.
+/// Queries of a panel, one per lane.
 constexpr int kAttentionVectors = 2;
 constexpr int64_t kAttentionPanel = kAttentionVectors * kLanes;
+/// Columns of a head that are multiplied together: two vectors divide 32 and 64 evenly.
+constexpr int64_t kHeadPanel = 2 * kLanes;
 constexpr int64_t kBlockPanels = kAttentionBlock / kAttentionPanel;
 constexpr float kHidden = -1e30f;  // score of a key that nobody sees
 constexpr float kLog2E = 1.44269504088896341f;
@@ -83,7 +85,7 @@ template <class A> struct HeadShape {
   int64_t columnsSize() const { return roundUp(dim, kGroupRows) * blockSteps; }     // operand A: tiles of its columns
   int64_t alongSize() const { return kAttentionBlock * steps; }                     // operand B: panels of its rows
   int64_t downSize() const { return roundUp(dim, kLanes) * blockSteps; }            // operand B: panels of its columns
-  int64_t sumRows() const { return roundUp(dim, kTileRows * kLanes); }              // rows of a transposed sum, whole vectors too
+  int64_t sumRows() const { return std::max(roundUp(dim, kTileRows), roundUp(dim, kLanes)); }  // rows of a transposed sum
 
   template <typename T> void packRowsOf(const T* x, int64_t ld, int64_t n, uint32_t* out) const {
     for (int64_t row = 0; row < n; row += kGroupRows)
@@ -103,10 +105,10 @@ template <class A> struct HeadShape {
       packAlong<A>(x + row * ld, ld, dim, std::min(kAttentionPanel, n - row), kAttentionVectors, out + row * steps);
   }
   template <typename T> void packDownOf(const T* x, int64_t ld, int64_t n, uint32_t* out) const {
-    for (int64_t c = 0; c < dim; c += kAttentionPanel)
-      packDown<A>(x + c, ld, n, std::min(kAttentionPanel, dim - c), vectorsOf(c), out + c * blockSteps);
+    for (int64_t c = 0; c < dim; c += kHeadPanel)
+      packDown<A>(x + c, ld, n, std::min(kHeadPanel, dim - c), vectorsOf(c), out + c * blockSteps);
   }
-  int vectorsOf(int64_t column) const { return dim - column > kLanes ? kAttentionVectors : 1; }
+  int vectorsOf(int64_t column) const { return dim - column > kLanes ? 2 : 1; }
 
   /// c[key][kAttentionPanel] = keys . queries for the first n keys (whole tiles).
   void scores(const uint32_t* keys, const uint32_t* queries, int64_t n, float* c) const {
@@ -120,7 +122,7 @@ template <class A> struct HeadShape {
   }
   /// The tile's sums, [panel of Dh][kTileRows][width], += rows . down over steps [first, last) of a block.
   void addRows(const uint32_t* rows, const uint32_t* down, int64_t first, int64_t last, float* sums) const {
-    for (int64_t c = 0; c < dim; c += kAttentionPanel) {
+    for (int64_t c = 0; c < dim; c += kHeadPanel) {
       const int nv = vectorsOf(c);
       const uint32_t* panel = down + c * blockSteps + first * nv * kLanes;
       multiplyTile<A>(rows + first * kTileRows, panel, nv, last - first, sums + c * kTileRows, true);

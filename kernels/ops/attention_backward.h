@@ -10,11 +10,13 @@ struct AttentionGradInputs {
   Documents documents;
 };
 
-/// The queries of a long document are cut into parts of about equal work (a causal triangle), for enough tasks: part p
-/// ends before block edge(p + 1). How many depends on the document alone; dK and dV of the parts are added in order.
+/// The queries of a long document are cut into parts of about equal work (a causal triangle), for enough tasks where kv
+/// heads are few: part p ends before block edge(p + 1). The cut depends on the document's length and the heads alone; dK
+/// and dV of the parts, each as large as k, are added in order.
 struct Parts {
   int64_t blocks, count;
-  explicit Parts(int64_t blockCount) : blocks(blockCount), count(blockCount > 6 ? 4 : blockCount > 2 ? 2 : 1) {}
+  Parts(int64_t blockCount, int64_t kvHeads)
+      : blocks(blockCount), count(blockCount > 6 && kvHeads <= 4 ? 4 : blockCount > 2 && kvHeads <= 8 ? 2 : 1) {}
   int64_t edge(int64_t p) const {
     constexpr int64_t kTenths[3][5] = {{0, 10}, {0, 7, 10}, {0, 5, 7, 9, 10}};  // about 10 sqrt(p / count)
     return (blocks * kTenths[count / 2][p] + 5) / 10;
@@ -54,7 +56,7 @@ const char* attendBackwardTyped(Context& context, const AttentionOptions& o, con
   const int64_t ldQ = o.heads * o.headDim, ldK = o.kvHeads * o.headDim, group = o.heads / o.kvHeads;
   const int64_t blocks = std::max<int64_t>(1, (documents.longest + kAttentionBlock - 1) / kAttentionBlock);
   const int64_t tiles = kAttentionBlock / kTileRows, sumSize = shape.sumRows() * kAttentionPanel;
-  const int64_t partBlocks = std::max(Parts(blocks).edge(1), std::min<int64_t>(blocks, 5));  // the longest part of any document
+  const int64_t partBlocks = std::max(Parts(blocks, o.kvHeads).edge(1), std::min<int64_t>(blocks, 5));  // the longest part of any document
   int64_t used = 0;
   const auto carve = [&](int64_t floats) {
     const int64_t at = used;
@@ -70,7 +72,7 @@ const char* attendBackwardTyped(Context& context, const AttentionOptions& o, con
   const int64_t weightAt = carve(shape.blockSteps * kAttentionPanel), perWorker = used;
   const int64_t workersAt = carve(perWorker * (std::max(1, context.threads()) - 1)) - perWorker;
   // dK and dV of every part, [part][kvHead][block][tile]: the heads of a group add to them one after the other.
-  const int64_t maxParts = Parts(blocks).count, blockSums = tiles * shape.tileSums(), partSums = o.kvHeads * documents.blocks * blockSums;
+  const int64_t maxParts = Parts(blocks, o.kvHeads).count, blockSums = tiles * shape.tileSums(), partSums = o.kvHeads * documents.blocks * blockSums;
   const int64_t dKsAt = carve(maxParts * partSums), dVsAt = carve(maxParts * partSums);
   const int64_t placesAt = carve(documents.blocks * static_cast<int64_t>(sizeof(BlockPlace) / 4));
   auto* scratch = static_cast<float*>(context.scratch(static_cast<size_t>(used) * 4));
@@ -84,7 +86,7 @@ const char* attendBackwardTyped(Context& context, const AttentionOptions& o, con
   forDynamic(context, documents.count * o.kvHeads * maxParts, [&](int64_t worker, int64_t task) {
     const int64_t part = maxParts - 1 - task % maxParts, kvHead = task / maxParts % o.kvHeads, d = task / maxParts / o.kvHeads;
     const int64_t start = documents.starts[d], length = documents.lengthOf(d);
-    const Parts parts(documents.blocksOf(d));
+    const Parts parts(documents.blocksOf(d), o.kvHeads);
     if (length == 0 || part >= parts.count) return;
     const int64_t firstBlock = parts.edge(part), lastBlock = parts.edge(part + 1);
     int64_t firstIndex = 0;  // of the document's blocks among all
@@ -178,7 +180,7 @@ const char* attendBackwardTyped(Context& context, const AttentionOptions& o, con
   context.parallelFor(documents.blocks * o.kvHeads, [&](int64_t task) {
     const int64_t index = task % documents.blocks, kvHead = task / documents.blocks;
     const BlockPlace& place = places[index];
-    const Parts parts(documents.blocksOf(place.document));
+    const Parts parts(documents.blocksOf(place.document), o.kvHeads);
     const int64_t row = place.block * kAttentionBlock, to = (documents.starts[place.document] + row) * ldK + kvHead * o.headDim;
     const int64_t from = (kvHead * documents.blocks + index) * blockSums;
     for (int64_t i = 0; i < std::min(kAttentionBlock, documents.lengthOf(place.document) - row); i++)

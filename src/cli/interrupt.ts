@@ -16,8 +16,12 @@ export function listenForInterrupt(): Interrupt {
   for (const name of signals) process.on(name, onSignal)
   return {
     signal: controller.signal,
+    // The command is over: whatever comes while it winds up ends it with the same code.
     stop() {
-      for (const name of signals) process.off(name, onSignal)
+      for (const name of signals) {
+        process.off(name, onSignal)
+        process.once(name, () => process.exit(130))
+      }
     },
   }
 }

@@ -14,23 +14,11 @@ import {
   TypeProtoSchema,
   ValueInfoProtoSchema,
 } from 'onnx-buf'
-import { bytesOf, type DType, type TensorType, type Value } from './graph.js'
+import { bytesOf, type DType, onnxElementType, type TensorType, type Value } from './graph.js'
 import type { AttributeValue, ConstantTensor } from './op.js'
 import { Constant } from './ops/tensor.js'
 import { canonicalNames, emittedOpType, readValues, type Segment } from './segment.js'
 
-/** TensorProto.DataType (onnx.proto3). */
-const elementType: Record<DType, number> = {
-  f32: 1,
-  u8: 2,
-  i8: 3,
-  i32: 6,
-  i64: 7,
-  bool: 9,
-  f16: 10,
-  f64: 11,
-  bf16: 16,
-}
 const IR_VERSION = 10n
 const OPSET = 21n
 
@@ -91,7 +79,7 @@ function typeProto(type: TensorType) {
     value: {
       case: 'tensorType',
       value: create(TypeProto_TensorSchema, {
-        elemType: elementType[type.dtype],
+        elemType: onnxElementType[type.dtype],
         shape: create(TensorShapeProtoSchema, {
           dim: type.shape.map((d) =>
             create(TensorShapeProto_DimensionSchema, {
@@ -111,7 +99,7 @@ function attribute(key: string, value: AttributeValue) {
     return create(AttributeProtoSchema, {
       name: key,
       type: AttributeProto_AttributeType.INT,
-      i: BigInt(elementType[value as DType]),
+      i: BigInt(onnxElementType[value as DType]),
     })
   if (typeof value === 'string')
     return create(AttributeProtoSchema, {
@@ -146,7 +134,7 @@ function tensor(name: string, { type, data }: ConstantTensor) {
   for (const [i, x] of data.entries()) put(i * bytesOf[type.dtype], x)
   return create(TensorProtoSchema, {
     name,
-    dataType: elementType[type.dtype],
+    dataType: onnxElementType[type.dtype],
     dims: type.shape.map((d) => BigInt(d)),
     rawData: new Uint8Array(raw.buffer),
   })

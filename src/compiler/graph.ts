@@ -179,3 +179,16 @@ export const bytesOf: Record<DType, number> = {
 export function isFloat(dtype: DType): boolean {
   return dtype === 'f32' || dtype === 'f64' || dtype === 'bf16' || dtype === 'f16'
 }
+
+/** TensorProto.DataType (onnx.proto3). */
+export const onnxElementType: Readonly<Record<DType, number>> = {
+  f32: 1,
+  u8: 2,
+  i8: 3,
+  i32: 6,
+  i64: 7,
+  bool: 9,
+  f16: 10,
+  f64: 11,
+  bf16: 16,
+}

@@ -1,13 +1,14 @@
 // The runtime over our addon: sessions with the `espalier` operators, run off the event loop over native memory.
 // The only door to kernels/addon.cc.
+
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
+import { onnxElementType } from '../compiler/graph.js'
 import { allIsas, buildFolder, chooseThreads, kernelLibraryPath, onnxRuntimeLibraryPath } from './native.js'
 import type {
   Binding,
   DeviceBuffer,
-  DType,
   Isa,
   MemoryStatistics,
   OpProfile,
@@ -61,19 +62,6 @@ interface Native {
   measureReadBandwidth(): Promise<number>
   memory(): MemoryStatistics
   trim(): void
-}
-
-/** ONNX's TensorProto.DataType. */
-const elementType: Readonly<Record<DType, number>> = {
-  f32: 1,
-  u8: 2,
-  i8: 3,
-  i32: 6,
-  i64: 7,
-  bool: 9,
-  f16: 10,
-  f64: 11,
-  bf16: 16,
 }
 
 /** The addon cannot be used here; the message says why and what to do. */
@@ -276,13 +264,13 @@ function nativeBindings(
   return Object.entries(bindings).map(([tensor, { buffer, byteOffset, dtype, shape }]) => {
     const where = `step "${step}", tensor "${tensor}"`
     if (!(buffer instanceof AddonBuffer)) throw new Error(`${where}: its buffer belongs to another runtime`)
-    if (!(dtype in elementType)) throw new Error(`${where}: unknown type ${dtype}`)
+    if (!(dtype in onnxElementType)) throw new Error(`${where}: unknown type ${dtype}`)
     if (!Number.isSafeInteger(byteOffset) || byteOffset < 0) throw new Error(`${where}: byte offset ${byteOffset}`)
     return {
       tensor,
       handle: buffer.handle,
       byteOffset,
-      dtype: elementType[dtype],
+      dtype: onnxElementType[dtype],
       shape: shape.map((dim) => {
         const symbol = typeof dim === 'string' ? dims.indexOf(dim) : -1
         if (typeof dim === 'string' && symbol < 0)

@@ -1,19 +1,10 @@
 // What runs a compiled step (stop 11 of the path of a run): device buffers, and programs of ONNX Runtime sessions bound
 // to them. Two implementations: the addon (addon.ts) and stock onnxruntime-node (stock.ts), opened by index.ts.
 
-export type DType = 'f32' | 'f64' | 'bf16' | 'f16' | 'i64' | 'i32' | 'u8' | 'i8' | 'bool'
+import type { DType } from '../compiler/graph.js'
 
-export const bytesPerElement: Readonly<Record<DType, number>> = {
-  f32: 4,
-  f64: 8,
-  bf16: 2,
-  f16: 2,
-  i64: 8,
-  i32: 4,
-  u8: 1,
-  i8: 1,
-  bool: 1,
-}
+export { bytesOf as bytesPerElement } from '../compiler/graph.js'
+export type { DType }
 
 /** Instruction sets that the kernels are compiled for, best first. */
 export type Isa = 'avx512bf16' | 'avx512' | 'avx2' | 'portable'

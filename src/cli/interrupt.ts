@@ -16,11 +16,12 @@ export function listenForInterrupt(): Interrupt {
   for (const name of signals) process.on(name, onSignal)
   return {
     signal: controller.signal,
-    // The command is over: whatever comes while it winds up ends it with the same code.
+    // The command is over: whatever comes while it winds up ends it with the same code. The new listener comes
+    // before the old one goes, since without any a signal kills.
     stop() {
       for (const name of signals) {
-        process.off(name, onSignal)
         process.once(name, () => process.exit(130))
+        process.off(name, onSignal)
       }
     },
   }

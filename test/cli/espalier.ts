@@ -49,7 +49,8 @@ export function espalier(args: string[], options: CallOptions = {}): Promise<Fin
   child.stdin.end(options.input ?? '')
   return new Promise((resolve, reject) => {
     child.once('error', reject)
-    child.once('close', (code) => resolve({ ...result, code }))
+    // As a shell says it: a signal that comes when Node has already let go of its handlers kills, which is 130 too.
+    child.once('close', (code, signal) => resolve({ ...result, code: signal === 'SIGINT' ? 130 : code }))
   })
 }
 

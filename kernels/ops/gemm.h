@@ -186,4 +186,21 @@ inline void multiplyGroup(const uint32_t* group, int64_t tileStride, const uint3
     multiplyTile<A>(group + t * tileStride, panel, nv, steps, c + t * kTileRows * nv * kLanes);
 }
 
+/// Whether rows of T are packed steps as they lie in memory.
+template <class A, typename T> constexpr bool kRowsAreSteps = sizeof(T) * A::kPerStep == 4 && (sizeof(T) == 4) == (A::kPerStep == 1);
+
+/// kGroupRows rows of steps as they lie in memory (ld dwords a row) times a panel of one vector: c[kGroupRows][kLanes].
+/// The same chain as over packed rows, so the same bits.
+template <class A> inline void multiplyRowsInPlace(const uint32_t* rows, int64_t ld, const uint32_t* panel, int64_t steps, float* c) {
+  Vec sum[kGroupRows] = {};
+  for (int64_t s = 0; s < steps; s++) {
+    const Vec column = load(reinterpret_cast<const float*>(panel) + s * kLanes);
+    const uint32_t* at = rows + s;
+#pragma GCC unroll 16
+    for (int i = 0; i < kGroupRows; i++, at += ld) sum[i] = A::step(sum[i], *at, column);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kGroupRows; i++) store(c + i * kLanes, sum[i]);
+}
+
 }  // namespace espalier

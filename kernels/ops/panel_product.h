@@ -91,20 +91,26 @@ struct ThinPanels {
   uint32_t* panel(int64_t p) const { return data + p * kPanelColumns * steps; }
 };
 
-/// out[row][column] (ld floats a row, kGroupRows rows) = scale[row] * (group . thin)
-template <class A, typename Scale>
-inline void multiplyThin(const uint32_t* group, int64_t tileStride, const ThinPanels& thin, Scale&& scale, float* out, int64_t ld) {
+/// out[row][column] (ld floats a row, kGroupRows rows) = scale[row] * (rows . thin); multiply(panel, nv, c) makes a product.
+template <typename Multiply, typename Scale>
+inline void multiplyThinBy(Multiply&& multiply, const ThinPanels& thin, Scale&& scale, float* out, int64_t ld) {
   alignas(64) float c[kGroupRows * kPanelColumns];
   for (int64_t p = 0; p < thin.panels(); p++) {
     const int64_t columns = thin.columnsOf(p);
     const int nv = vectorsOf(columns);
-    multiplyGroup<A>(group, tileStride, thin.panel(p), nv, thin.steps, c);
+    multiply(thin.panel(p), nv, c);
     for (int i = 0; i < kGroupRows; i++) {
       const Vec factor = set1(scale(i));
       for (int64_t j = 0; j < columns; j += kLanes)
         storeUpTo(out + i * ld + p * kPanelColumns + j, columns - j, load(c + i * nv * kLanes + j) * factor);
     }
   }
+}
+/// The same of a packed group.
+template <class A, typename Scale>
+inline void multiplyThin(const uint32_t* group, int64_t tileStride, const ThinPanels& thin, Scale&& scale, float* out, int64_t ld) {
+  multiplyThinBy([&](const uint32_t* panel, int nv, float* c) { multiplyGroup<A>(group, tileStride, panel, nv, thin.steps, c); }, thin,
+                 scale, out, ld);
 }
 
 }  // namespace espalier

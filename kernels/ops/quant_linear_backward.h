@@ -107,18 +107,24 @@ const char* runBackward(Context& context, const LinearGradInputs& in, const X* x
       multiplyThin<A>(group, tileStride, b, scale, u + first * rank, rank);
       packRows<A>(u + first * rank, rank, present, rank, packedU + g * kTilesPerGroup * uStride, uStride);
       if (!wantsGradient) return;
-      auto* own = reinterpret_cast<uint32_t*>(scratch + workersAt + worker * workerFloats);
-      packRows<A>(adapterX + row * columns, columns, present, columns, own, xSteps * kTileRows);
-      multiplyThin<A>(own, xSteps * kTileRows, a, scale, t + first * rank, rank);
-    });
-    const int64_t steps = stepsOf<A>(rows);
-    if (wantsGradient)
-      for (int64_t r = 0; r < rank; r += kLanes)
-        for (int64_t m = 0; m < steps; m++) {
-          const int64_t at = m * A::kPerStep, has = std::min<int64_t>(A::kPerStep, rows - at);
-          packDown<A>(t + at * rank + r, rank, has, std::min<int64_t>(kLanes, rank - r), 1, tPacked + m * rankWidth + r);
-          packDown<A>(u + at * rank + r, rank, has, std::min<int64_t>(kLanes, rank - r), 1, uPacked + m * rankWidth + r);
+      bool isDone = false;
+      if constexpr (kRowsAreSteps<A, X>)
+        if ((isDone = rank <= kLanes && present == kGroupRows && columns % A::kPerStep == 0))
+          multiplyThinBy([&](const uint32_t* panel, int, float* c) {
+            multiplyRowsInPlace<A>(reinterpret_cast<const uint32_t*>(adapterX + row * columns), columns / A::kPerStep, panel, xSteps, c);
+          }, a, scale, t + first * rank, rank);
+      if (!isDone) {
+        auto* own = reinterpret_cast<uint32_t*>(scratch + workersAt + worker * workerFloats);
+        packRows<A>(adapterX + row * columns, columns, present, columns, own, xSteps * kTileRows);
+        multiplyThin<A>(own, xSteps * kTileRows, a, scale, t + first * rank, rank);
+      }
+      for (int64_t m = first / A::kPerStep; m < stepsOf<A>(first + present); m++)
+        for (int64_t r = 0; r < rank; r += kLanes) {
+          const int64_t at = m * A::kPerStep, has = std::min<int64_t>(A::kPerStep, rows - at), width = std::min<int64_t>(kLanes, rank - r);
+          packDown<A>(t + at * rank + r, rank, has, width, 1, tPacked + m * rankWidth + r);
+          packDown<A>(u + at * rank + r, rank, has, width, 1, uPacked + m * rankWidth + r);
         }
+    });
     const ProductPlan plan(rows, columns, ySteps, mainTail, threads), otherPlan(rows, columns, 0, tail, threads);
     const int64_t mainTasks = wantsDX ? plan.tasks() : 0, otherTasks = wantsAdapterX ? otherPlan.tasks() : 0;
     const int64_t aTasks = wantsGradient ? (columns + kGramColumns - 1) / kGramColumns : 0;

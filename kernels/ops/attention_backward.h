@@ -157,13 +157,18 @@ const char* attendBackwardTyped(Context& context, const AttentionOptions& o, con
             }
           }
           // A tile of keys is seen from its first key on; panels before that were not computed for it.
+          // Panels outside: one stays in the L1 cache while the tiles pass.
           const int64_t steps = stepsOf<A>(rows);
-          for (int64_t t = 0; t * kTileRows < count; t++) {
-            const int64_t firstStep = std::max<int64_t>(0, k0 + t * kTileRows - q0) / A::kPerStep;
-            if (firstStep >= steps) break;
-            shape.addRows(pRows + t * shape.blockTile, gradDown + at * shape.downSize(), firstStep, steps, dV + t * shape.tileSums());
-            shape.addRows(dSRows + t * shape.blockTile, queryDown + at * shape.downSize(), firstStep, steps, dK + t * shape.tileSums());
-          }
+          const auto addRows = [&](const uint32_t* from, const uint32_t* down, float* sums) {
+            for (int64_t c = 0; c < o.headDim; c += kHeadPanel)
+              for (int64_t t = 0; t * kTileRows < count; t++) {
+                const int64_t firstStep = std::max<int64_t>(0, k0 + t * kTileRows - q0) / A::kPerStep;
+                if (firstStep >= steps) break;
+                shape.addRows(from + t * shape.blockTile, down + at * shape.downSize(), c, firstStep, steps, sums + t * shape.tileSums());
+              }
+          };
+          addRows(pRows, gradDown, dV);
+          addRows(dSRows, queryDown, dK);
         }
       }
       Vec scales[kAttentionVectors];

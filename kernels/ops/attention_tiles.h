@@ -71,6 +71,12 @@ inline const char* checkHeads(const AttentionOptions& o, const Tensor& q, const 
   return nullptr;
 }
 
+/// c (= or +=) tile . panel, kept out of line: inlined into a large function, its accumulators lose their registers.
+template <class A, int NV, bool accumulate>
+__attribute__((noinline)) void multiplyApart(const uint32_t* tile, const uint32_t* panel, int64_t steps, float* c) {
+  multiplyTile<A, 1, NV>(tile, 0, kTileRows, panel, steps, c, accumulate);
+}
+
 /// Packed shapes of one head. Scores are products with keys as rows and queries as lanes, so a softmax runs down the
 /// lanes and needs no sum across them.
 template <class A> struct HeadShape {
@@ -95,7 +101,7 @@ template <class A> struct HeadShape {
     for (int64_t g = 0; g < dim; g += kGroupRows)
       for (int64_t i = 0; i < n; i += A::kPerStep) {
         const T* first = x + i * ld + g;
-        const Vec v = A::across(first, i + A::kPerStep - 1 < n ? first + (A::kPerStep - 1) * ld : nullptr, std::min<int64_t>(kGroupRows, dim - g));
+        const Vec v = A::across(first, i + A::kPerStep - 1 < n ? first + (A::kPerStep - 1) * ld : nullptr, std::min<int64_t>(kLanes, dim - g));
         for (int t = 0; t < kTilesPerGroup; t++)
           storeTile(reinterpret_cast<float*>(out + (g / kTileRows + t) * blockTile + i / A::kPerStep * kTileRows), v, t);
       }
@@ -113,20 +119,20 @@ template <class A> struct HeadShape {
   /// c[key][kAttentionPanel] = keys . queries for the first n keys (whole tiles).
   void scores(const uint32_t* keys, const uint32_t* queries, int64_t n, float* c) const {
     for (int64_t t = 0; t * kTileRows < n; t++)
-      multiplyTile<A, 1, kAttentionVectors>(keys + t * tile, 0, kTileRows, queries, steps, c + t * kTileRows * kAttentionPanel, false);
+      multiplyApart<A, kAttentionVectors, false>(keys + t * tile, queries, steps, c + t * kTileRows * kAttentionPanel);
   }
   /// sums[Dh][kAttentionPanel] += columns . weights over the first n steps of a block.
   void addTransposed(const uint32_t* columns, const uint32_t* weights, int64_t n, float* sums) const {
     for (int64_t t = 0; t * kTileRows < dim; t++)
-      multiplyTile<A, 1, kAttentionVectors>(columns + t * blockTile, 0, kTileRows, weights, n, sums + t * kTileRows * kAttentionPanel, true);
+      multiplyApart<A, kAttentionVectors, true>(columns + t * blockTile, weights, n, sums + t * kTileRows * kAttentionPanel);
   }
-  /// The tile's sums, [panel of Dh][kTileRows][width], += rows . down over steps [first, last) of a block.
-  void addRows(const uint32_t* rows, const uint32_t* down, int64_t first, int64_t last, float* sums) const {
-    for (int64_t c = 0; c < dim; c += kHeadPanel) {
-      const int nv = vectorsOf(c);
-      const uint32_t* panel = down + c * blockSteps + first * nv * kLanes;
-      multiplyTile<A>(rows + first * kTileRows, panel, nv, last - first, sums + c * kTileRows, true);
-    }
+  /// Columns [c, c + kHeadPanel) of a tile's sums, [panel of Dh][kTileRows][width], += rows . down over steps
+  /// [first, last) of a block.
+  void addRows(const uint32_t* rows, const uint32_t* down, int64_t c, int64_t first, int64_t last, float* sums) const {
+    const int nv = vectorsOf(c);
+    const uint32_t *panel = down + c * blockSteps + first * nv * kLanes, *from = rows + first * kTileRows;
+    if (nv == 2) multiplyApart<A, 2, true>(from, panel, last - first, sums + c * kTileRows);
+    else multiplyApart<A, 1, true>(from, panel, last - first, sums + c * kTileRows);
   }
   int64_t tileSums() const { return roundUp(dim, kLanes) * kTileRows; }
 

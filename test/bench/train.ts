@@ -13,6 +13,8 @@ import { childInput, median, reportToParent, runChild } from './process-tree.js'
 const warmUpSteps = 5
 const timedSteps = 15
 const ceilingProbeMs = 40
+const shortTokens = 512
+const shortRepeats = 5
 /** GFLOP of a step per token, as the table of required figures counts them (recomputation does not count). */
 const gflopPerToken: Record<string, number> = { 'smollm2-135m 1024': 0.673, 'llama-3.2-1b 512': 5.11 }
 const mib = 2 ** 20
@@ -111,8 +113,14 @@ const run = (task: TrainTask) => runChild<TrainMeasure>(file, task)
 /** Peak of a process that has trained one step of each length, against one that has trained 32 tokens. */
 async function measureGrowth(where: Pick<TrainTask, 'folder' | 'isReal'>, lengths: number[]) {
   // Two steps: the second is the first at which every buffer has been touched in its final place
-  const peakOf = async (tokens: number) =>
+  const onePeak = async (tokens: number) =>
     (await run({ ...where, tokens, warmUp: 0, timed: 2, strict: false, probes: false })).peakRssMb
+  // The garbage of a start moves a peak by 10 to 20 MB, a tenth of what 512 tokens add: medians of the short ones.
+  const peakOf = async (tokens: number) => {
+    const peaks: number[] = []
+    for (let i = 0; i < (tokens <= shortTokens ? shortRepeats : 1); i++) peaks.push(await onePeak(tokens))
+    return median(peaks)
+  }
   const floor = await peakOf(32)
   const rows: { tokens: number; peakRssMb: number; bytesPerToken: number }[] = []
   for (const tokens of lengths) {

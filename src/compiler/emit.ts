@@ -39,7 +39,8 @@ export function emitSegment(segment: Segment): Uint8Array {
     .map((node) => {
       const inputs = node.inputs.map(name)
       while (inputs.at(-1) === '') inputs.pop()
-      const outputs = node.outputs.map((y) => (read.has(y) ? name(y) : ''))
+      // Standard ops must name what nobody reads; our kernels skip it.
+      const outputs = node.outputs.map((y) => (read.has(y) || node.op.domain === '' ? name(y) : ''))
       while (outputs.at(-1) === '') outputs.pop()
       return create(NodeProtoSchema, {
         opType: emittedOpType(node),

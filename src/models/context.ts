@@ -5,7 +5,8 @@ import { attention } from '../compiler/ops/attention.js'
 import { cast, cos, mul, scale, sin } from '../compiler/ops/elementwise.js'
 import { embedding } from '../compiler/ops/linear-log-prob.js'
 import { rmsNorm } from '../compiler/ops/norms.js'
-import { quantLinear } from '../compiler/ops/quant-linear.js'
+import { type CacheType, cacheTensors, pagedAttention } from '../compiler/ops/paged-attention.js'
+import { type AdapterSlots, quantLinear } from '../compiler/ops/quant-linear.js'
 import { rotary } from '../compiler/ops/rotary.js'
 import { unsqueeze } from '../compiler/ops/shape.js'
 import { constant } from '../compiler/ops/tensor.js'
@@ -26,6 +27,19 @@ export interface TraceOptions {
   readonly adapter?: AdapterShape | null
   /** Dropout is applied. */
   readonly training?: boolean
+  /** Attention over a paged cache, adapters by slots: generation. */
+  readonly paged?: PagedTrace
+}
+
+/** What a graph over the paged cache is made for. */
+export interface PagedTrace {
+  readonly role: 'prefill' | 'decode'
+  readonly cacheType: CacheType
+  /** Blocks of the cache, and the most that one sequence has. */
+  readonly blocks: number
+  readonly blocksPerSequence: number
+  /** Adapter slots; null: the base alone. */
+  readonly slots: { readonly count: number; readonly arenaFloats: number; readonly maxRank: number } | null
 }
 
 /** Names of the leaves that a batch fills; N tokens, S = documents + 1. */
@@ -36,6 +50,29 @@ export const batchLeaves = {
   rowKeys: 'rowKeys',
   seed: 'seed',
 } as const
+
+/** Further leaves of a graph over the paged cache; S sequences, R drawn tokens, E edits, C masks. */
+export const pagedLeaves = {
+  ...batchLeaves,
+  rowSequence: 'rowSequence',
+  blockTables: 'blockTables',
+  rowSlot: 'rowSlot',
+  arena: 'adapters.arena',
+  sampleRows: 'sampleRows',
+  sampling: 'sampling',
+  sampleKeys: 'sampleKeys',
+  samplePositions: 'samplePositions',
+  editRows: 'editRows',
+  editTokens: 'editTokens',
+  editCounts: 'editCounts',
+  editBias: 'editBias',
+  maskRows: 'maskRows',
+  allowed: 'allowed',
+} as const
+/** Leaf of one layer's cache: `keys`, `values`, `keyScales`, `valueScales`. */
+export const cacheLeafName = (layer: number, tensor: string): string => `cache.${layer}.${tensor}`
+/** Leaf of one linear's slot table, i64 [slots, 8]. */
+export const slotsLeafName = (path: string): string => `slots.${path}`
 
 export interface LinearCall {
   readonly hasBias?: boolean
@@ -49,7 +86,8 @@ export class ModelContext {
   private readonly adapter: AdapterShape | null
   private readonly random: Randomness | null
   private readonly rope: { cosine: Value; sine: Value }
-  private readonly cuSeqlens: Value
+  private readonly paged: PagedTrace | null
+  private layer = 0
   readonly graph: Graph
 
   constructor(graph: Graph, options: TraceOptions) {
@@ -57,7 +95,7 @@ export class ModelContext {
     this.config = options.config
     this.formats = options.formats
     this.adapter = options.adapter ?? null
-    this.cuSeqlens = graph.leaf(batchLeaves.cuSeqlens, 'input', 'i32', ['S'])
+    this.paged = options.paged ?? null
     const dropping = options.training && (this.adapter?.dropout ?? 0) > 0
     this.random = dropping
       ? {
@@ -93,6 +131,7 @@ export class ModelContext {
     const weight = this.weight(`${path}.weight`, outFeatures, x.shape[1] as number)
     const bias = call.hasBias ? this.graph.leaf(`${path}.bias`, 'weight', 'f32', [outFeatures]) : null
     const residual = call.residual ?? null
+    if (this.paged) return quantLinear(x, weight, { bias, residual, role: this.paged.role, slots: this.slots(path) })
     const adapter = this.adapter?.linears.get(path)
     if (!adapter) return quantLinear(x, weight, { bias, residual })
     const random = this.random && {
@@ -101,6 +140,18 @@ export class ModelContext {
       module: [...this.adapter!.linears.keys()].indexOf(path),
     }
     return adaptedLinear(x, weight, adapter, { bias, residual, rowSlot: null, random })
+  }
+
+  private slots(path: string): AdapterSlots | null {
+    const { slots } = this.paged!
+    if (!slots) return null
+    const g = this.graph
+    return {
+      arena: g.leaf(pagedLeaves.arena, 'parameter', g.floatType, [slots.arenaFloats]),
+      table: g.leaf(slotsLeafName(path), 'input', 'i64', [slots.count, 8]),
+      rowSlot: g.leaf(pagedLeaves.rowSlot, 'input', 'i32', ['N']),
+      maxRank: slots.maxRank,
+    }
   }
 
   /** RMSNorm over groups of `size` (the whole row by default). */
@@ -112,14 +163,34 @@ export class ModelContext {
     return rotary(x, this.rope.cosine, this.rope.sine, this.config.headDim)
   }
 
-  /** q [N, H·Dh], k and v [N, K·Dh] -> [N, H·Dh]; causal within each document. */
+  /** q [N, H·Dh], k and v [N, K·Dh] -> [N, H·Dh]; causal within each document or sequence. */
   attention(q: Value, k: Value, v: Value, window = 0): Value {
     const { numAttentionHeads: numHeads, numKeyValueHeads, headDim } = this.config
-    return attention(q, k, v, this.cuSeqlens, { numHeads, numKeyValueHeads, headDim, window })
+    const shape = { numHeads, numKeyValueHeads, headDim, window }
+    const g = this.graph
+    if (!this.paged) return attention(q, k, v, g.leaf(batchLeaves.cuSeqlens, 'input', 'i32', ['S']), shape)
+    const { cacheType, blocks, blocksPerSequence } = this.paged
+    const type = g.kernels ? cacheType : 'f32'
+    const names = cacheTensors(type, blocks, numKeyValueHeads, headDim).map((t) => {
+      const name = cacheLeafName(this.layer, t.name)
+      return { name, leaf: g.leaf(name, 'state', t.dtype === 'f32' ? g.floatType : t.dtype, t.shape) }
+    })
+    const rows = {
+      blockTables: g.leaf(pagedLeaves.blockTables, 'input', 'i32', ['S', blocksPerSequence]),
+      rowSequence: g.leaf(pagedLeaves.rowSequence, 'input', 'i32', ['N']),
+      positions: g.leaf(batchLeaves.positionIds, 'input', 'i32', ['N']),
+    }
+    const leaves = names.map((n) => n.leaf)
+    const { out, cache } = pagedAttention(q, k, v, rows, leaves, shape)
+    names.forEach((n, i) => {
+      g.updates.set(n.name, cache[i]!)
+    })
+    return out
   }
 
   /** Cuts may fall around what `build` computes. */
   block<T>(index: number, build: () => T): T {
+    this.layer = index
     return this.graph.in(`block.${index}`, build)
   }
 

@@ -1,13 +1,14 @@
 // The graphs that a model is used through without training: log-probabilities of given tokens, and logits of given rows.
-import { Graph, type GraphOptions, type Value } from '../compiler/graph.js'
+import { type DType, Graph, type GraphOptions, type Shape, type Value } from '../compiler/graph.js'
 import { cast } from '../compiler/ops/elementwise.js'
 import { linearLogProb } from '../compiler/ops/linear-log-prob.js'
 import { quantLinear } from '../compiler/ops/quant-linear.js'
+import { MASK_BITS, SAMPLING_COLUMNS, sampleTokens } from '../compiler/ops/sample-tokens.js'
 import { gather } from '../compiler/ops/shape.js'
 import { weightLeaf } from '../compiler/ops/weight.js'
 import { adapterNorms } from './adapter-slot.js'
 import type { Architecture } from './architecture.js'
-import { ModelContext, type TraceOptions } from './context.js'
+import { ModelContext, type PagedTrace, pagedLeaves, type TraceOptions } from './context.js'
 
 /** Leaves and outputs of the head, beside those of a batch; M rows have a label. */
 export const headLeaves = { labels: 'labels', lossRows: 'lossRows', rows: 'rows' } as const
@@ -52,6 +53,40 @@ export function logitsGraph(architecture: Architecture, graph: GraphOptions, tra
     'logits',
     g.in('head', () => quantLinear(gather(hidden, cast(rows, 'i64')), ctx.head(), { out: 'f32' })),
   )
+  return g
+}
+
+/**
+ * One step of generation over the paged cache: writes the rows' keys and values and draws the tokens that follow
+ * `sampleRows`. Outputs `tokens` i32 [R], `logps` f32 [R], `topIds` i32 and `topLogps` f32 [R, 20].
+ */
+export function pagedGraph(
+  architecture: Architecture,
+  graph: GraphOptions,
+  trace: TraceOptions & { paged: PagedTrace },
+): Graph {
+  const g = new Graph(graph)
+  const ctx = new ModelContext(g, trace)
+  const hidden = architecture.build(ctx)
+  const { config } = trace
+  const input = (name: string, dtype: DType, shape: Shape) => g.leaf(name, 'input', dtype, shape)
+  g.in('head', () => {
+    const rows = gather(hidden, cast(input(pagedLeaves.sampleRows, 'i32', ['R']), 'i64'))
+    // The head reads few rows whatever the role, and a draw must not depend on which program made it.
+    const logits = quantLinear(rows, ctx.head(), { out: 'f32', role: 'decode' })
+    const drawn = sampleTokens(logits, {
+      sampling: input(pagedLeaves.sampling, g.floatType, ['R', SAMPLING_COLUMNS]),
+      seeds: input(pagedLeaves.sampleKeys, 'i64', ['R']),
+      positions: input(pagedLeaves.samplePositions, 'i32', ['R']),
+      editRows: input(pagedLeaves.editRows, 'i32', ['E']),
+      editTokens: input(pagedLeaves.editTokens, 'i32', ['E']),
+      editCounts: input(pagedLeaves.editCounts, g.floatType, ['E', 2]),
+      editBias: input(pagedLeaves.editBias, g.floatType, ['E']),
+      maskRows: input(pagedLeaves.maskRows, 'i32', ['R']),
+      allowed: input(pagedLeaves.allowed, 'i32', ['C', Math.ceil(config.vocabSize / MASK_BITS)]),
+    })
+    for (const [name, value] of Object.entries(drawn)) g.output(name, value)
+  })
   return g
 }
 

@@ -12,8 +12,8 @@ type DropoutAttributes = { p: RealNumber; module: number }
 
 const WORD = 2 ** 32
 
-/** Arithmetic modulo 2³² in i64: every intermediate stays below 2⁶³, and shifts are divisions of numbers above 0. */
-function hashStep(key: Value, word: Value): Value {
+/** Mixes one word into a key. Arithmetic modulo 2³² in i64: every intermediate stays below 2⁶³, and shifts are divisions of numbers above 0. */
+export function hashStep(key: Value, word: Value): Value {
   const int = (n: number) => scalar(key.graph, n, 'i64')
   const low = (x: Value) => bitwiseAnd(x, int(WORD - 1))
   const fold = (x: Value, shift: number) => bitwiseXor(x, div(x, int(2 ** shift)))
@@ -22,6 +22,12 @@ function hashStep(key: Value, word: Value): Value {
   x = low(mul(fold(x, 15), int(0x735a2d97)))
   return fold(x, 15)
 }
+
+/** The low and high 32 bits of numbers from 0 to 2⁶³ − 1. */
+export const halves = (value: Value): readonly [Value, Value] => [
+  bitwiseAnd(value, scalar(value.graph, WORD - 1, 'i64')),
+  div(value, scalar(value.graph, WORD, 'i64')),
+]
 
 export const Dropout: OpDefinition<DropoutAttributes> = defineOp<DropoutAttributes>({
   opType: 'Dropout',
@@ -33,7 +39,6 @@ export const Dropout: OpDefinition<DropoutAttributes> = defineOp<DropoutAttribut
   lower(g, [x, rowKeys, seed], { p, module }) {
     const width = staticDim(x!.shape[1], 'Dropout x')
     const int = (n: number) => scalar(g, n, 'i64')
-    const halves = (value: Value) => [bitwiseAnd(value, int(WORD - 1)), div(value, int(WORD))] as const
     const rows = halves(unsqueeze(rowKeys!, [1])) // [N, 1]
     let key = int(0)
     for (const word of [...halves(seed!), ...rows, int(module)]) key = hashStep(key, word)

@@ -2,10 +2,26 @@
 // (design §3). LoRA: arXiv 2106.09685; QLoRA: arXiv 2305.14314.
 import { type DType, formatType, type Node, sizeWith, type TensorType, type Value } from '../graph.js'
 import { defineOp, type RealNumber, real } from '../op.js'
-import { add, cast, greaterOrEqual, mul, scale, sqrt } from './elementwise.js'
+import {
+  add,
+  and,
+  bitwiseAnd,
+  cast,
+  div,
+  equal,
+  greater,
+  greaterOrEqual,
+  less,
+  mul,
+  pow,
+  scale,
+  sqrt,
+  sub,
+  where,
+} from './elementwise.js'
 import { matMul, transposeLast } from './linear-algebra.js'
 import { reduceSum } from './reduce.js'
-import { reshape, slice, unsqueeze } from './shape.js'
+import { gather, reshape, slice, unsqueeze } from './shape.js'
 import { lastDim, need } from './shape-rules.js'
 import { constant, scalar } from './tensor.js'
 import { dequantize, type Weight, type WeightAttributes, weightAttributes, weightOf } from './weight.js'
@@ -19,7 +35,26 @@ export interface AdapterSlot {
   readonly bOffset: number
 }
 
+/** Adapters of a graph that serves several: each row names its own (design §3). */
+export interface AdapterSlots {
+  /** f32, all adapters one after another. */
+  readonly arena: Value
+  /** i64 [slots, 8]: offsets of A and B, rank, scaling as float bits, offset of DoRA's factor (0: none). */
+  readonly table: Value
+  /** i32 [N]; −1: the base. */
+  readonly rowSlot: Value
+  readonly maxRank: number
+}
+
+/**
+ * How a linear is computed, by what the graph is for and never by its number of rows (design §4): `prefill` as training
+ * does, one adapter for all rows; `decode` for few rows, each with its own adapter, by 8-bit products unless strict.
+ */
+export const linearRoles = { train: 0, prefill: 1, decode: 2 } as const
+export type LinearRole = keyof typeof linearRoles
+
 type LinearAttributes = WeightAttributes & {
+  role?: number
   strict: number
   rank: number
   bOffset: number
@@ -44,6 +79,68 @@ function factors(slice_: Value, a: LinearAttributes, k: number, n: number): { A:
   const A = reshape(slice(slice_, 0, 0, a.rank * k), [a.rank, k])
   const B = reshape(slice(slice_, 0, a.bOffset, a.bOffset + n * a.rank), [n, a.rank])
   return { A, B }
+}
+
+/** y of the base [N, Nout] with the adapter of every row's slot: c ∘ (y + scaling·B(A x)), c DoRA's factor or 1. */
+function addSlots(y: Value, x: Value, arena: Value, table: Value, rowSlot: Value, maxRank: number): Value {
+  const g = y.graph
+  const k = lastDim(x) as number
+  const n = lastDim(y) as number
+  const int = (value: number) => scalar(g, value, 'i64')
+  const real = (value: number) => scalar(g, value, g.floatType)
+  const counted = (rows: number, columns: number, of: (row: number, column: number) => number) =>
+    constant(
+      g,
+      Array.from({ length: rows * columns }, (_, i) => of(Math.floor(i / columns), i % columns)),
+      [rows, columns],
+      'i64',
+    )
+  let result = y
+  for (let s = 0; s < (table.shape[0] as number); s++) {
+    const entry = (column: number) => reshape(slice(slice(table, 0, s, s + 1), 1, column, column + 1), [1, 1])
+    const rank = entry(2)
+    const read = (index: Value, isThere: Value) =>
+      mul(cast(gather(arena, where(isThere, index, int(0))), g.floatType), cast(isThere, g.floatType))
+    const rankOfA = counted(maxRank, k, (r) => r)
+    const a = read(
+      add(
+        counted(maxRank, k, (r, c) => r * k + c),
+        entry(0),
+      ),
+      less(rankOfA, rank),
+    ) // [R, K]
+    const rankOfB = counted(n, maxRank, (_, r) => r)
+    const b = read(
+      add(
+        add(
+          mul(
+            counted(n, maxRank, (o) => o),
+            rank,
+          ),
+          rankOfB,
+        ),
+        entry(1),
+      ),
+      less(rankOfB, rank),
+    ) // [Nout, R]
+    // scaling from its bits: (1 + fraction) · 2^(exponent − 127)
+    const bits = entry(3)
+    const exponent = cast(sub(div(bits, int(2 ** 23)), int(127)), g.floatType)
+    const fraction = scale(cast(bitwiseAnd(bits, int(2 ** 23 - 1)), g.floatType), 2 ** -23)
+    const scaling = mul(add(real(1), fraction), pow(real(2), exponent))
+    const delta = mul(matMul(matMul(x, transposeLast(a)), transposeLast(b)), scaling)
+    const factorAt = entry(4)
+    const hasFactor = greater(factorAt, int(0))
+    const factorIndex = add(
+      counted(1, n, (_, c) => c),
+      factorAt,
+    )
+    const stored = cast(gather(arena, where(hasFactor, factorIndex, int(0))), g.floatType) // [1, Nout]
+    const factor = where(hasFactor, stored, real(1))
+    const isOwn = and(equal(rowSlot, scalar(g, s, 'i32')), greater(reshape(rank, [1]), int(0)))
+    result = where(unsqueeze(isOwn, [1]), mul(factor, add(y, delta)), result)
+  }
+  return result
 }
 
 /** flops of x Wᵀ and of the adapter beside it. */
@@ -71,10 +168,12 @@ export const QuantLinear = defineOp<LinearAttributes>({
     const x = inputs[INPUT.x]!
     const w = weightOf(inputs, attributes, INPUT.weight)
     let y = matMul(x, transposeLast(dequantize(w)))
+    const table = inputs[INPUT.slotTable]
+    if (table) y = addSlots(y, x, inputs[INPUT.arena]!, table, inputs[INPUT.rowSlot]!, attributes.rank)
     const bias = inputs[INPUT.bias]
     if (bias) y = add(y, cast(bias, g.floatType))
     const arena = inputs[INPUT.arena]
-    if (arena && attributes.rank > 0) {
+    if (arena && !table && attributes.rank > 0) {
       const { A, B } = factors(cast(arena, g.floatType), attributes, w.inFeatures, w.outFeatures)
       const low = matMul(inputs[INPUT.adapterX] ?? x, transposeLast(A)) // [N, R]
       let delta = scale(matMul(low, transposeLast(B)), attributes.scaling.real)
@@ -198,6 +297,9 @@ function linearAttributes(weight: Weight, slot: AdapterSlot | null, out: DType):
 export interface LinearOptions {
   readonly bias?: Value | null
   readonly slot?: AdapterSlot | null
+  /** Instead of `slot` and `rowSlot`, where a graph serves. */
+  readonly slots?: AdapterSlots | null
+  readonly role?: LinearRole
   /** i32 [N]: −1 leaves a row to the base. */
   readonly rowSlot?: Value | null
   /** What the adapter reads when it is not x (dropout). */
@@ -212,6 +314,7 @@ export interface LinearOptions {
 export function quantLinear(x: Value, weight: Weight, options: LinearOptions = {}): Value {
   const g = x.graph
   const slot = options.slot ?? null
+  const slots = options.slots ?? null
   const out: DType = options.out && g.kernels ? options.out : g.activationType
   return g.apply(
     QuantLinear,
@@ -219,14 +322,18 @@ export function quantLinear(x: Value, weight: Weight, options: LinearOptions = {
       x,
       ...weight.tensors,
       options.bias ?? null,
-      slot?.slice ?? null,
-      slot && g.kernels ? slotTable(slot) : null,
-      options.rowSlot ?? null,
+      slot?.slice ?? slots?.arena ?? null,
+      slot && g.kernels ? slotTable(slot) : (slots?.table ?? null),
+      options.rowSlot ?? slots?.rowSlot ?? null,
       null,
       options.adapterX ?? null,
       options.residual ?? null,
     ],
-    linearAttributes(weight, slot, out),
+    {
+      ...linearAttributes(weight, slot, out),
+      ...(slots ? { rank: slots.maxRank } : {}),
+      ...(options.role ? { role: linearRoles[options.role] } : {}),
+    },
   )[0]!
 }
 

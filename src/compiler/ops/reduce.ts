@@ -4,7 +4,7 @@ import { defineOp, type GradientRule, type OpDefinition } from '../op.js'
 import { cast, div, equal, mul } from './elementwise.js'
 import { expandLike, reshape, unsqueeze } from './shape.js'
 import { need, normalizeAxis } from './shape-rules.js'
-import { ints } from './tensor.js'
+import { ints, scalar } from './tensor.js'
 
 interface ReduceAttributes extends Record<string, number | readonly number[]> {
   keepdims: number
@@ -63,6 +63,44 @@ export const reduceSum = (x: Value, axes: readonly number[], keepdims = false): 
   reduce(ReduceSum, x, axes, keepdims)
 export const reduceMax = (x: Value, axes: readonly number[], keepdims = false): Value =>
   reduce(ReduceMax, x, axes, keepdims)
+
+export const CumSum = defineOp<Record<string, never>>({
+  opType: 'CumSum',
+  domain: '',
+  infer: ([x]) => [need(x, 'CumSum')],
+  gradient: 'unsupported',
+})
+/** Running sums along one axis, each with its own entry. */
+export const cumSum = (x: Value, axis: number): Value =>
+  x.graph.apply(CumSum, [x, scalar(x.graph, axis, 'i64')], {})[0]!
+
+export const TopK = defineOp<{ count: number }>({
+  opType: 'TopK',
+  domain: '',
+  hidden: ['count'],
+  infer([x], { count }) {
+    const shape = [...need(x, 'TopK').shape.slice(0, -1), count]
+    return [
+      { dtype: x!.dtype, shape },
+      { dtype: 'i64', shape },
+    ]
+  },
+  gradient: 'unsupported',
+})
+/** The largest entries of the last axis, in descending order. */
+export function topK(x: Value, count: number): { values: Value; indices: Value } {
+  const [values, indices] = x.graph.apply(TopK, [x, ints(x.graph, [count])], { count })
+  return { values: values!, indices: indices! }
+}
+
+export const ArgMax = defineOp<{ axis: number }>({
+  opType: 'ArgMax',
+  domain: '',
+  infer: ([x], { axis }) => [{ dtype: 'i64', shape: need(x, 'ArgMax').shape.map((d, i) => (i === axis ? 1 : d)) }],
+  gradient: 'stops',
+})
+/** The first of the largest entries of one axis, which stays as 1. */
+export const argMax = (x: Value, axis: number): Value => x.graph.apply(ArgMax, [x], { axis })[0]!
 
 /** Sums over one axis of known size and divides. */
 export function reduceMean(x: Value, axis: number, size: Value): Value {

@@ -192,6 +192,18 @@ export function scatterAdd(like: Value, indices: Value, updates: Value): Value {
   return g.apply(ScatterND, [zero, unsqueeze(indices, [indices.shape.length]), updates], { reduction: 'add' })[0]!
 }
 
+export const GatherND = defineOp<Record<string, never>>({
+  opType: 'GatherND',
+  domain: '',
+  infer([x, indices]) {
+    const depth = staticDim(need(indices, 'GatherND').shape.at(-1), 'GatherND indices')
+    return [{ dtype: need(x, 'GatherND').dtype, shape: [...indices!.shape.slice(0, -1), ...x!.shape.slice(depth)] }]
+  },
+  gradient: 'unsupported',
+})
+/** The entries that rows of `indices` name by their leading coordinates. */
+export const gatherND = (x: Value, indices: Value): Value => x.graph.apply(GatherND, [x, indices], {})[0]!
+
 export const GatherElements = defineOp<{ axis: number }>({
   opType: 'GatherElements',
   domain: '',
@@ -211,13 +223,6 @@ export const ScatterElements = defineOp<{ axis: number; reduction: string }>({
 })
 export const gatherElements = (x: Value, indices: Value, axis: number): Value =>
   x.graph.apply(GatherElements, [x, indices], { axis: normalizeAxis(axis, x.shape.length) })[0]!
-
-export const CumSum = defineOp<Record<string, never>>({
-  opType: 'CumSum',
-  domain: '',
-  infer: ([x]) => [need(x, 'CumSum')],
-  gradient: 'unsupported',
-})
 
 export const Range = defineOp<{ toShape: readonly Dim[] }>({
   opType: 'Range',

@@ -1,0 +1,138 @@
+// Attention over a paged cache (PagedAttention: arXiv 2309.06180): writes the keys and values of the new rows into their
+// blocks and lets every row attend to its sequence up to its own position. How a block is laid out inside is the
+// implementation's own: the lowering keeps whole tokens, the kernel what its products read.
+import type { DType, Value } from '../graph.js'
+import { defineOp, type RealNumber, real } from '../op.js'
+import { add, and, cast, div, greaterOrEqual, less, mod, mul, scale, sub, where } from './elementwise.js'
+import { matMul, softmax } from './linear-algebra.js'
+import { gather, gatherElements, reshape, ScatterND, transpose, unsqueeze } from './shape.js'
+import { need, staticDim } from './shape-rules.js'
+import { constant, scalar } from './tensor.js'
+
+/** Tokens of a block. */
+export const CACHE_BLOCK = 32
+
+export type CacheType = 'bf16' | 'f32' | 'int8'
+
+/** What one layer's cache is made of; shapes with `blocks` blocks, in the order of the op's inputs. */
+export function cacheTensors(type: CacheType, blocks: number, kvHeads: number, headDim: number) {
+  const dtype: DType = type === 'int8' ? 'i8' : type
+  const entries = [blocks, kvHeads, CACHE_BLOCK * headDim] as const
+  const scales = [blocks, kvHeads, CACHE_BLOCK] as const
+  return [
+    { name: 'keys', dtype, shape: entries },
+    { name: 'values', dtype, shape: entries },
+    ...(type === 'int8'
+      ? [
+          { name: 'keyScales', dtype: 'f16' as DType, shape: scales },
+          { name: 'valueScales', dtype: 'f16' as DType, shape: scales },
+        ]
+      : []),
+  ]
+}
+
+type PagedAttributes = {
+  num_heads: number
+  num_kv_heads: number
+  head_dim: number
+  window: number
+  strict: number
+  scale: RealNumber
+}
+
+const INPUT = { q: 0, k: 1, v: 2, blockTables: 3, rowSequence: 4, positions: 5, cache: 6 } as const
+
+export const PagedAttention = defineOp<PagedAttributes>({
+  opType: 'PagedAttention',
+  domain: 'espalier',
+  activationInputs: [0, 1, 2],
+  activationOutputs: [0],
+  mutates: { 1: 6, 2: 7, 3: 8, 4: 9 },
+  infer: (inputs) => [need(inputs[INPUT.q], 'PagedAttention q'), ...inputs.slice(INPUT.cache).map((x) => x!)],
+  gradient: 'unsupported',
+  lower(g, inputs, a) {
+    const [q, k, v, blockTables, rowSequence, positions, keys, values] = inputs as Value[]
+    const n = q!.shape[0]!
+    const int = (x: number) => scalar(g, x, 'i64')
+    const size = a.num_kv_heads * a.head_dim
+    const group = a.num_heads / a.num_kv_heads
+    const tables = cast(gather(blockTables!, cast(rowSequence!, 'i64')), 'i64') // [N, B]
+    const perSequence = staticDim(tables.shape[1], 'PagedAttention blockTables')
+    const length = perSequence * CACHE_BLOCK
+    const position = unsqueeze(cast(positions!, 'i64'), [1]) // [N, 1]
+    const place = gatherElements(tables, div(position, int(CACHE_BLOCK)), 1)
+    const slot = add(mul(place, int(CACHE_BLOCK)), mod(position, int(CACHE_BLOCK))) // [N, 1]
+    const write = (cache: Value, rows: Value) => {
+      const tokens = staticDim(cache.shape[0], 'PagedAttention cache') * CACHE_BLOCK
+      return g.apply(ScatterND, [reshape(cache, [tokens, size]), slot, cast(rows, cache.dtype)], {
+        reduction: 'none',
+      })[0]!
+    }
+    const written = [write(keys!, k!), write(values!, v!)] as const // [tokens, K·Dh]
+    const offsets = Array.from({ length: CACHE_BLOCK }, (_, i) => i)
+    const perToken = add(
+      unsqueeze(mul(tables, int(CACHE_BLOCK)), [2]),
+      constant(g, offsets, [1, 1, CACHE_BLOCK], 'i64'),
+    )
+    const tokens = reshape(perToken, [n, length])
+    const read = (cache: Value) => reshape(gather(cache, tokens), [n, length, a.num_kv_heads, a.head_dim])
+    const queries = reshape(q!, [n, a.num_kv_heads, group, a.head_dim])
+    const scores = scale(matMul(queries, transpose(read(written[0]), [0, 2, 3, 1])), a.scale.real) // [N, K, G, L]
+    const key = constant(
+      g,
+      Array.from({ length }, (_, i) => i),
+      [1, length],
+      'i64',
+    )
+    let seen = greaterOrEqual(position, key) // [N, L]
+    if (a.window > 0) seen = and(seen, less(sub(position, key), int(a.window)))
+    const masked = where(unsqueeze(seen, [1, 2]), scores, scalar(g, -1e30, g.floatType))
+    const mixed = matMul(softmax(masked), transpose(read(written[1]), [0, 2, 1, 3])) // [N, K, G, Dh]
+    return [reshape(mixed, q!.shape), reshape(written[0], keys!.shape), reshape(written[1], values!.shape)]
+  },
+  flops(node, dims) {
+    const q = node.inputs[INPUT.q]!
+    const rows = typeof q.shape[0] === 'string' ? (dims[q.shape[0]] ?? 1) : q.shape[0]!
+    const length = (node.inputs[INPUT.blockTables]!.shape[1] as number) * CACHE_BLOCK
+    return 4 * rows * length * (q.shape[1] as number)
+  },
+})
+
+export interface PagedShape {
+  readonly numHeads: number
+  readonly numKeyValueHeads: number
+  readonly headDim: number
+  /** Tokens a query sees, itself included; 0: all before it. */
+  readonly window?: number
+}
+
+/** Where the rows of a batch lie: tables i32 [S, B], sequence and position i32 [N]. */
+export interface PagedRows {
+  readonly blockTables: Value
+  readonly rowSequence: Value
+  readonly positions: Value
+}
+
+/** q [N, H·Dh], k and v [N, K·Dh] -> out [N, H·Dh] and the cache's tensors after the write, in their order. */
+export function pagedAttention(
+  q: Value,
+  k: Value,
+  v: Value,
+  rows: PagedRows,
+  cache: readonly Value[],
+  shape: PagedShape,
+): { out: Value; cache: readonly Value[] } {
+  const [out, ...updated] = q.graph.apply(
+    PagedAttention,
+    [q, k, v, rows.blockTables, rows.rowSequence, rows.positions, ...cache],
+    {
+      num_heads: shape.numHeads,
+      num_kv_heads: shape.numKeyValueHeads,
+      head_dim: shape.headDim,
+      window: shape.window ?? 0,
+      strict: q.graph.strict ? 1 : 0,
+      scale: real(1 / Math.sqrt(shape.headDim)),
+    },
+  )
+  return { out: out!, cache: updated }
+}

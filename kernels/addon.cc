@@ -130,7 +130,7 @@ Napi::Value supportedIsas(const Napi::CallbackInfo& info) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) names[n++] = Napi::String::New(info.Env(), "avx512bf16");
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) names[n++] = Napi::String::New(info.Env(), "avx512bf16");
   if (avx512) names[n++] = Napi::String::New(info.Env(), "avx512");
   if (avx2) names[n++] = Napi::String::New(info.Env(), "avx2");
 #endif

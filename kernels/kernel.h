@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 namespace espalier {
 
@@ -51,7 +52,8 @@ class Context {
 
   Tensor output(int i, std::initializer_list<int64_t> dims) { return output(i, dims.begin(), static_cast<int>(dims.size())); }
   template <typename F> void parallelFor(int64_t tasks, F&& f) {
-    parallel(tasks, [](void* user, size_t task) { (*static_cast<F*>(user))(static_cast<int64_t>(task)); }, &f);
+    using Body = std::remove_reference_t<F>;
+    parallel(tasks, [](void* user, size_t task) { (*static_cast<Body*>(user))(static_cast<int64_t>(task)); }, &f);
   }
 };
 

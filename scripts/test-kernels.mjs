@@ -17,8 +17,8 @@ const isas = {
   avx2: { flags: avx2, needs: ['avx2', 'fma', 'f16c'] },
   avx512: { flags: avx512, needs: ['avx2', 'fma', 'f16c', 'avx512f', 'avx512bw', 'avx512dq', 'avx512vl'] },
   avx512bf16: {
-    flags: [...avx512, '-mavx512bf16'],
-    needs: ['avx512f', 'avx512bw', 'avx512dq', 'avx512vl', 'avx512_bf16'],
+    flags: [...avx512, '-mavx512bf16', '-mavx512vnni'],
+    needs: ['avx512f', 'avx512bw', 'avx512dq', 'avx512vl', 'avx512_bf16', 'avx512_vnni'],
   },
 }
 

@@ -3,7 +3,8 @@
 // Method: rows are packed once (gemm.h), weight panels are dequantized in cache and shared by all rows
 // (panel_product.h), and the adapter widens k: [x | s t] [W | B]^T with t = x A^T, and for the gradient
 // [dY | s u] [W ; A] with u = dY B. Accumulation in fp32; operands in bf16 on the fast path where the processor has bf16
-// dot products, else (and with strict = 1) in fp32. LoRA: arXiv 2106.09685; QLoRA: arXiv 2305.14314.
+// dot products, else (and with strict = 1) in fp32. The decode role, for few rows, multiplies the codes as they are by rows
+// rounded to 8 bits (quant_linear_decode.h). LoRA: arXiv 2106.09685; QLoRA: arXiv 2305.14314.
 #include "quant_linear.h"
 
 namespace espalier {
@@ -15,6 +16,7 @@ class QuantLinear : public Kernel {
   const char* run(Context& context) noexcept override {
     LinearInputs in;
     if (const char* problem = readLinear(context, options_, in)) return problem;
+    if (options_.role == LinearRole::decode && !options_.strict && hasIntegerCodes(in.weights)) return runDecode(context, in);
     return options_.strict ? forward<Fp32>(context, in) : forward<Fast>(context, in);
   }
 

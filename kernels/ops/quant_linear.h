@@ -8,12 +8,17 @@
 
 namespace espalier {
 
+/// What the graph is for (linearRoles of the op's record): it chooses the method, the number of rows never does.
+enum class LinearRole : int64_t { train = 0, prefill = 1, decode = 2 };
+
 struct LinearOptions {
   LinearOptions(const Attributes& attributes, DType activationType)
       : format(attributes.integer("format", 0)), block(attributes.integer("block", 32)),
-        strict(attributes.integer("strict", 0) != 0), activation(activationType) {}
+        strict(attributes.integer("strict", 0) != 0), role(static_cast<LinearRole>(attributes.integer("role", 0))),
+        activation(activationType) {}
   int64_t format, block;
   bool strict;
+  LinearRole role;
   DType activation;
 };
 
@@ -64,6 +69,13 @@ inline const char* readLinear(Context& context, const LinearOptions& options, Li
       if (const char* problem = readSlot(in.slots, s, in.weights.rows, in.weights.columns, checked)) return problem;
     for (int64_t i = 0; i < in.rows; i++)
       if (in.rowSlot[i] >= in.slots.count) return "QuantLinear: rowSlot names a slot that the table lacks";
+    if (options.role == LinearRole::prefill && in.rows > 0) {
+      // One adapter for all rows: as in training.
+      for (int64_t i = 1; i < in.rows; i++)
+        if (in.rowSlot[i] != in.rowSlot[0]) return "QuantLinear: the rows of a prefill must share their slot";
+      if (in.rowSlot[0] >= 0) readSlot(in.slots, in.rowSlot[0], in.weights.rows, in.weights.columns, in.adapter);
+      in.rowSlot = nullptr;
+    }
   }
   int64_t dims[6];
   memcpy(dims, in.x.dims, sizeof dims);
@@ -129,23 +141,28 @@ class Carver {
   int64_t used_ = 0;
 };
 
-/// out[row][columns of a panel] = c + bias + added, stored as T.
-template <typename T>
-ESPALIER_INLINE void finishRow(T* out, const float* c, const float* bias, const float* added, int64_t columns) {
-  for (int64_t j = 0; j < columns; j += kLanes) {
-    Vec v = load(c + j);
-    if (bias) v = v + loadUpTo(bias + j, columns - j);
-    if (added) v = v + loadUpTo(added + j, columns - j);
-    storeUpTo(out + j, columns - j, v);
+/// What is done to the sums of a run of columns; null where there is none.
+struct Finish {
+  const float *delta = nullptr, *factor = nullptr, *bias = nullptr, *residual = nullptr;
+  ESPALIER_INLINE Vec of(Vec v, int64_t j, int64_t left) const {
+    if (delta) v = v + loadUpTo(delta + j, left);
+    if (factor) v = v * loadUpTo(factor + j, left);
+    if (bias) v = v + loadUpTo(bias + j, left);
+    if (residual) v = v + loadUpTo(residual + j, left);
+    return v;
   }
-}
+};
 
-ESPALIER_INLINE void finishRow(const Tensor& to, int64_t at, const float* c, const float* bias, const float* added, int64_t columns) {
-  if (to.dtype == DType::f32) finishRow(to.as<float>() + at, c, bias, added, columns);
-  else finishRow(to.as<bf16>() + at, c, bias, added, columns);
+/// out[row][columns of a panel] = factor (c + delta) + bias + residual, stored as `to` stores.
+ESPALIER_INLINE void finishRow(const Tensor& to, int64_t at, const float* c, const Finish& finish, int64_t columns) {
+  const auto typed = [&](auto* out) {
+    for (int64_t j = 0; j < columns; j += kLanes) storeUpTo(out + j, columns - j, finish.of(load(c + j), j, columns - j));
+  };
+  to.dtype == DType::f32 ? typed(to.as<float>() + at) : typed(to.as<bf16>() + at);
 }
 
 }  // namespace espalier
 
 #include "quant_linear_backward.h"
 #include "quant_linear_forward.h"
+#include "quant_linear_decode.h"

@@ -133,7 +133,7 @@ const char* runBackward(Context& context, const LinearGradInputs& in, const X* x
       return [&, added](int64_t tileRow, int64_t count, int64_t k, int64_t width, int64_t stride, const float* c) {
         for (int64_t i = 0; i < count; i++) {
           const int64_t at = (row0 + tileRow + i) * columns + k;
-          finishRow(to, at, c + i * stride, nullptr, added ? added + at : nullptr, width);
+          finishRow(to, at, c + i * stride, {nullptr, nullptr, nullptr, added ? added + at : nullptr}, width);
         }
       };
     };

@@ -4,16 +4,15 @@
 
 namespace espalier {
 
-/// added[row, :] = residual + weight * scaling * B (A x) of the row's own slot, in fp32; rows of the base keep the residual.
+/// delta[row, :] = weight * scaling * B (A x) of the row's own slot, in fp32; 0 for rows of the base.
 template <typename X>
-void addSlots(Context& context, const LinearInputs& in, const X* x, int64_t row0, int64_t rows, float* added, float* rankBuffer,
-              int64_t maxRank) {
+void slotDeltas(Context& context, const LinearInputs& in, const X* x, int64_t row0, int64_t rows, float* delta, float* rankBuffer,
+                int64_t maxRank) {
   const int64_t columns = in.weights.columns, out = in.weights.rows;
   forDynamic(context, rows, [&](int64_t worker, int64_t i) {
     const int64_t row = row0 + i;
-    float* y = added + i * out;
-    if (in.residual) memcpy(y, in.residual + row * out, static_cast<size_t>(out) * 4);
-    else memset(y, 0, static_cast<size_t>(out) * 4);
+    float* y = delta + i * out;
+    memset(y, 0, static_cast<size_t>(out) * 4);
     Adapter adapter;
     if (in.rowSlot[row] < 0 || readSlot(in.slots, in.rowSlot[row], out, columns, adapter) || adapter.rank == 0) return;
     const float factor = adapter.scaling * (in.rowWeight ? in.rowWeight[row] : 1.f);
@@ -54,7 +53,7 @@ const char* runForward(Context& context, const LinearInputs& in, const X* x, con
   Carver carver;
   const int64_t packedAt = carver.floats(groups * kTilesPerGroup * tileStride);
   const int64_t thinAt = carver.floats(rank ? ThinPanels::floats(rank, steps) : 0);
-  const int64_t addedAt = carver.floats(in.rowSlot ? blockRows * out : 0), rankAt = carver.floats(maxRank * threads);
+  const int64_t deltaAt = carver.floats(in.rowSlot ? blockRows * out : 0), rankAt = carver.floats(maxRank * threads);
   const int64_t workersAt = carver.floats(workerFloats * threads);
   auto* scratch = static_cast<float*>(context.scratch(carver.bytes()));
   if (!scratch) return "QuantLinear: out of memory";
@@ -66,7 +65,7 @@ const char* runForward(Context& context, const LinearInputs& in, const X* x, con
 
   for (int64_t row0 = 0; row0 < in.rows; row0 += kBlock) {
     const int64_t rows = std::min(kBlock, in.rows - row0);
-    if (in.rowSlot) addSlots(context, in, adapterX ? adapterX : x, row0, rows, scratch + addedAt, scratch + rankAt, std::max<int64_t>(maxRank, 0));
+    if (in.rowSlot) slotDeltas(context, in, adapterX ? adapterX : x, row0, rows, scratch + deltaAt, scratch + rankAt, std::max<int64_t>(maxRank, 0));
     forDynamic(context, (rows + kGroupRows - 1) / kGroupRows, [&](int64_t worker, int64_t g) {
       const int64_t row = row0 + g * kGroupRows, present = std::min<int64_t>(kGroupRows, row0 + rows - row);
       uint32_t* group = packed + g * kTilesPerGroup * tileStride;
@@ -99,10 +98,17 @@ const char* runForward(Context& context, const LinearInputs& in, const X* x, con
           [&](int64_t tileRow, int64_t count, int64_t n, int64_t width, int64_t stride, const float* c) {
             for (int64_t i = 0; i < count; i++) {
               const int64_t row = row0 + tileRow + i, at = row * out + n;
-              const float* added = in.rowSlot    ? scratch + addedAt + (tileRow + i) * out + n
-                                   : in.residual ? in.residual + at
-                                                 : nullptr;
-              finishRow(in.y, at, c + i * stride, in.bias ? in.bias + n : nullptr, added, width);
+              Finish finish;
+              const float* factor = adapter.factor;
+              if (in.rowSlot) {
+                finish.delta = scratch + deltaAt + (tileRow + i) * out + n;
+                Adapter own;
+                if (in.rowSlot[row] >= 0 && !readSlot(in.slots, in.rowSlot[row], out, columns, own)) factor = own.factor;
+              }
+              if (factor) finish.factor = factor + n;
+              if (in.bias) finish.bias = in.bias + n;
+              if (in.residual) finish.residual = in.residual + at;
+              finishRow(in.y, at, c + i * stride, finish, width);
             }
           });
     });

@@ -3,10 +3,11 @@ import type { OpCase } from '../case.js'
 import { embeddingCases, logProbCases } from './head.js'
 import { attentionCases, convertCases, dropoutCases, normCases, rotaryCases, swiGluCases } from './layers.js'
 import { adamWCases } from './optimizer.js'
-import { quantLinearCases, rowNormCases } from './quant-linear.js'
+import { quantLinearCases, rowNormCases, servedLinearCases } from './quant-linear.js'
 
 export const opCases: readonly OpCase[] = [
   ...quantLinearCases,
+  ...servedLinearCases,
   ...rowNormCases,
   ...normCases,
   ...attentionCases,

@@ -1,4 +1,4 @@
-import { quantLinear, rowNorms } from '../../../src/compiler/ops/quant-linear.js'
+import { floatBits, quantLinear, rowNorms } from '../../../src/compiler/ops/quant-linear.js'
 import type { WeightFormat } from '../../../src/compiler/ops/weight.js'
 import type { OpCase } from '../case.js'
 
@@ -90,3 +90,60 @@ export const rowNormCases: OpCase[] = formats.map(([format, block]) => ({
     return { norms: rowNorms(c.weight('w', format, block, 72, 192), slot) }
   },
 }))
+
+/** Rows of a batch that serves: two adapters (one with DoRA's factor), an empty slot, and the base. */
+function served(
+  format: WeightFormat,
+  block: number,
+  n: number,
+  k: number,
+  out: number,
+  role: 'prefill' | 'decode',
+): OpCase {
+  const ranks = [4, 0, 16]
+  const maxRank = Math.max(...ranks)
+  const sizes = ranks.map((rank) => Math.ceil((rank * (k + out) + out) / 16) * 16)
+  const floats = sizes.reduce((a, b) => a + b, 0)
+  const table = ranks.flatMap((rank, slot) => {
+    const start = sizes.slice(0, slot).reduce((a, b) => a + b, 0)
+    const factor = slot === 2 ? start + rank * (k + out) : 0
+    return [start, start + rank * k, rank, floatBits(0.5 + slot), factor, 0, 0, 0]
+  })
+  const slotOf = (row: number) => (role === 'prefill' ? 2 : [0, -1, 2, 1][row % 4]!)
+  return {
+    op: 'QuantLinear',
+    name: `${role}, ${format} block ${block}, ${n}×${k}×${out}`,
+    dims: { N: n },
+    build(c) {
+      const slots = {
+        arena: c.real('arena', [floats], 0.1, 0.02, 'parameter'),
+        table: c.given('table', 'i64', [ranks.length, 8], table),
+        rowSlot: c.given(
+          'rowSlot',
+          'i32',
+          ['N'],
+          Array.from({ length: n }, (_, i) => slotOf(i)),
+        ),
+        maxRank,
+      }
+      const residual = c.real('residual', ['N', out])
+      const bias = c.real('bias', [out])
+      return {
+        y: quantLinear(c.activation('x', ['N', k]), c.weight('w', format, block, out, k), {
+          slots,
+          role,
+          residual,
+          bias,
+        }),
+      }
+    },
+    tolerance: 5e-6,
+  }
+}
+
+export const servedLinearCases: OpCase[] = [
+  ...formats.map(([format, block]) => served(format, block, 5, 192, 72, 'decode')),
+  ...[1, 2, 3, 8, 13, 64].map((n) => served('int4', 32, n, 576, 200, 'decode')),
+  served('int8', 32, 9, 576, 1030, 'decode'),
+  served('int4', 32, 33, 192, 72, 'prefill'),
+]

@@ -1,0 +1,220 @@
+// The decode role of QuantLinear: few rows against integer codes. A row is rounded to 8 bits per 32 elements (scale
+// max |x| / 127); with codes q, w = d q + m per block, y = sum over blocks of s_x (d sum q x + m sum x), the inner sums
+// exact integers. Weights are read once: kLanes rows of W are transposed as 32-bit words of codes, then every row of x
+// runs over them. A row's result is the same in any batch: its chain of fp32 sums depends on its own numbers alone.
+#pragma once
+#include <type_traits>
+
+#include "byte_dot.h"
+#include "quant_linear.h"
+
+namespace espalier {
+
+/// Elements of x that share a scale.
+constexpr int64_t kXBlock = 32;
+
+inline bool hasIntegerCodes(const Weights& w) {
+  return (w.format == Format::int4 || w.format == Format::int4Symmetric || w.format == Format::int8) && w.columns % kXBlock == 0;
+}
+
+/// Rows of x as bytes, [row][K / 4] words; per block its scale and the sum of its bytes. For 4-bit codes the words come in
+/// the order of nibbles: of eight elements first those at even places, then those at odd ones.
+struct ByteRows {
+  uint32_t* words;
+  float* scales;   // [row][K / 32]
+  float* sums;     // [row][K / 32]
+  int64_t columns;
+  int64_t blocks() const { return columns / kXBlock; }
+};
+
+template <bool isNibbles, typename X> inline void roundRow(const X* x, const ByteRows& to, int64_t row) {
+  typedef int8_t Bytes __attribute__((vector_size(32)));
+  for (int64_t b = 0; b < to.blocks(); b++) {
+    float values[kXBlock];
+    Vec top = zero();
+    for (int i = 0; i < kXBlock; i += kLanes) {
+      const Vec v = load(x + b * kXBlock + i);
+      store(values + i, v);
+      top = max(top, abs(v));
+    }
+    const float largest = reduceMax(top), inverse = largest > 0 ? kByteLimit / largest : 0.f;
+    alignas(32) int8_t bytes[kXBlock];
+    int32_t sum = 0;
+    for (int i = 0; i < kXBlock; i += kLanes) {
+      // rounds to nearest even: |v| <= 127
+      const IVec q = reinterpret_cast<IVec>(fma(load(values + i), set1(inverse), set1(12582912.f))) - 0x4b400000;
+      const BVec narrow = __builtin_convertvector(q, BVec);
+      memcpy(bytes + i, &narrow, sizeof narrow);
+      for (int l = 0; l < kLanes; l++) sum += q[l];
+    }
+    Bytes v;
+    memcpy(&v, bytes, sizeof v);
+    if (isNibbles)
+      v = __builtin_shufflevector(v, v, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15, 16, 18, 20, 22, 17, 19, 21, 23, 24, 26, 28, 30,
+                                  25, 27, 29, 31);
+    memcpy(to.words + (row * to.columns + b * kXBlock) / 4, &v, sizeof v);
+    to.scales[row * to.blocks() + b] = largest / kByteLimit;
+    to.sums[row * to.blocks() + b] = static_cast<float>(sum);
+  }
+}
+
+/// kLanes rows of W from `row` on: words [K / codes per word][lane].
+template <bool isNibbles> inline void transposeWords(const Weights& w, int64_t row, int64_t present, uint32_t* out) {
+  const int64_t rowBytes = isNibbles ? w.columns / 2 : w.columns, words = rowBytes / 4;
+  const auto* bytes = static_cast<const char*>(w.w[0]) + row * rowBytes;
+  for (int64_t j = 0; j < words; j += kLanes) {
+    Vec r[kLanes];
+    for (int64_t i = 0; i < kLanes; i++)
+      r[i] = i < present ? loadUpTo(reinterpret_cast<const float*>(bytes + i * rowBytes) + j, words - j) : zero();
+    transpose(r);
+    for (int64_t l = 0; l < kLanes && j + l < words; l++) store(reinterpret_cast<float*>(out + (j + l) * kLanes), r[l]);
+  }
+}
+
+/// sums[i] = kLanes columns of row `row` + i, i < R.
+template <bool isNibbles, bool hasOffset, int R>
+ESPALIER_INLINE void multiplyBytes(const ByteRows& x, int64_t row, const uint32_t* words, const float* scales, const float* offsets,
+                                   int64_t perScale, Vec* sums) {
+  constexpr int kWords = isNibbles ? 4 : 8;  // of a block
+  const int64_t blocks = x.blocks(), stride = x.columns / 4;
+  const uint32_t* at = x.words + row * stride;
+  const float *xScale = x.scales + row * blocks, *xSum = x.sums + row * blocks;
+  Vec total[R] = {};
+  for (int64_t b = 0; b < blocks; b++, words += kWords * kLanes) {
+    IVec s[R];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) s[i] = isNibbles ? IVec{} : startOfBytes(static_cast<int32_t>(xSum[i * blocks + b]));
+#pragma GCC unroll 8
+    for (int j = 0; j < kWords; j++) {
+      const UVec w = reinterpret_cast<UVec>(loadI(words + j * kLanes));
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) {
+        const uint32_t* own = at + i * stride + b * 8;
+        if (isNibbles) s[i] = dotCodes(dotCodes(s[i], w & 0x0f0f0f0fu, own[2 * j]), (w >> 4) & 0x0f0f0f0fu, own[2 * j + 1]);
+        else s[i] = dotBytes(s[i], w, own[j]);
+      }
+    }
+    const int64_t place = b / perScale * kLanes;
+    const Vec scale = load(scales + place), offset = hasOffset ? load(offsets + place) : zero();
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+      Vec t = toVec(s[i]) * scale;
+      if (hasOffset) t = fma(offset, set1(xSum[i * blocks + b]), t);
+      total[i] = fma(t, set1(xScale[i * blocks + b]), total[i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) sums[i] = total[i];
+}
+
+/// Slots that rows of a batch use, each once.
+constexpr int64_t kMaxUsedSlots = 64;
+
+template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& context, const LinearInputs& in) noexcept {
+  constexpr CodeKind kKind = isNibbles ? CodeKind::affine : CodeKind::byte;
+  const Weights& weights = in.weights;
+  const int64_t columns = weights.columns, out = weights.rows, rows = in.rows, groups = (out + kLanes - 1) / kLanes;
+  const int threads = std::max(1, context.threads());
+  // The adapters in use. Without rowSlot every row has slot 0.
+  Adapter used[kMaxUsedSlots];
+  int64_t usedSlots[kMaxUsedSlots], usedCount = 0, maxRank = 0;
+  const auto slotOf = [&](int64_t row) -> int64_t { return in.rowSlot ? in.rowSlot[row] : 0; };
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t slot = slotOf(row);
+    if (slot < 0 || std::find(usedSlots, usedSlots + usedCount, slot) != usedSlots + usedCount) continue;
+    Adapter adapter;
+    if (const char* problem = readSlot(in.slots, slot, out, columns, adapter)) return problem;
+    if (adapter.rank == 0) continue;
+    if (usedCount == kMaxUsedSlots) return "QuantLinear: more than 64 adapters in one batch";
+    usedSlots[usedCount] = slot;
+    used[usedCount++] = adapter;
+    maxRank = std::max(maxRank, adapter.rank);
+  }
+  const int64_t words = columns / (isNibbles ? 8 : 4), scaleBlocks = columns / weights.block;
+  Carver carver;
+  const int64_t wordsAt = carver.floats(rows * columns / 4), xScalesAt = carver.floats(rows * columns / kXBlock);
+  const int64_t xSumsAt = carver.floats(rows * columns / kXBlock), thinAt = carver.floats(rows * maxRank);
+  const int64_t rankPadded = roundUp(maxRank, kLanes), perWorker = roundUp((words + 2 * roundUp(scaleBlocks, kLanes) + rankPadded + rows) * kLanes, 16);
+  const int64_t workersAt = carver.floats(perWorker * threads);
+  auto* scratch = static_cast<float*>(context.scratch(carver.bytes()));
+  if (!scratch) return "QuantLinear: out of memory";
+  const ByteRows x{reinterpret_cast<uint32_t*>(scratch + wordsAt), scratch + xScalesAt, scratch + xSumsAt, columns};
+  float* thin = scratch + thinAt;  // [row][maxRank] = scaling A x
+  const Tensor& source = in.x;
+
+  auto prepare = [&](int64_t row) {
+    const auto typed = [&](const auto* p) {
+      roundRow<isNibbles>(p + row * columns, x, row);
+      const int64_t slot = slotOf(row), u = std::find(usedSlots, usedSlots + usedCount, slot) - usedSlots;
+      if (slot < 0 || u == usedCount) return;
+      const Adapter& adapter = used[u];
+      const float factor = adapter.scaling * (in.rowWeight ? in.rowWeight[row] : 1.f);
+      for (int64_t r = 0; r < adapter.rank; r++) {
+        Vec even = zero(), odd = zero();
+        const float* a = adapter.a + r * columns;
+        for (int64_t k = 0; k < columns; k += 2 * kLanes) {
+          even = fma(load(a + k), load(p + row * columns + k), even);
+          odd = fma(load(a + k + kLanes), load(p + row * columns + k + kLanes), odd);
+        }
+        thin[row * maxRank + r] = reduceAdd(even + odd) * factor;
+      }
+    };
+    source.dtype == DType::f32 ? typed(source.as<const float>()) : typed(source.as<const bf16>());
+  };
+  // A row or two are not worth waking the pool for.
+  if (rows <= 2) for (int64_t row = 0; row < rows; row++) prepare(row);
+  else context.parallelFor(rows, prepare);
+
+  const int64_t perTask = std::max<int64_t>(1, groups / (threads * 4));
+  forDynamic(context, (groups + perTask - 1) / perTask, [&](int64_t worker, int64_t task) {
+    float* own = scratch + workersAt + worker * perWorker;
+    auto* panel = reinterpret_cast<uint32_t*>(own);
+    float *scales = own + words * kLanes, *offsets = scales + roundUp(scaleBlocks, kLanes) * kLanes;
+    float *b = offsets + roundUp(scaleBlocks, kLanes) * kLanes, *sums = b + rankPadded * kLanes;
+    for (int64_t group = task * perTask; group < std::min(groups, (task + 1) * perTask); group++) {
+      const int64_t column = group * kLanes, present = std::min<int64_t>(kLanes, out - column);
+      transposeWords<isNibbles>(weights, column, present, panel);
+      transposeScales<kKind>(weights, column, present, 0, scaleBlocks, scales, offsets);
+      const int64_t perScale = weights.block / kXBlock;
+      int64_t row = 0;
+      const auto tiles = [&](auto count) {
+        constexpr int R = decltype(count)::value;
+        for (; row + R <= rows; row += R) {
+          Vec s[R];
+          multiplyBytes<isNibbles, hasOffset, R>(x, row, panel, scales, offsets, perScale, s);
+          for (int i = 0; i < R; i++) store(sums + (row + i) * kLanes, s[i]);
+        }
+      };
+      if (kLanes == 16) tiles(std::integral_constant<int, 8>());  // more rows than AVX2 has registers for
+      tiles(std::integral_constant<int, 4>());
+      tiles(std::integral_constant<int, 2>());
+      tiles(std::integral_constant<int, 1>());
+      for (int64_t u = 0; u < usedCount; u++) {
+        const Adapter& adapter = used[u];
+        packAlong<Fp32>(adapter.b + column * adapter.rank, adapter.rank, adapter.rank, present, 1, reinterpret_cast<uint32_t*>(b));
+        for (row = 0; row < rows; row++) {
+          if (slotOf(row) != usedSlots[u]) continue;
+          Vec sum = load(sums + row * kLanes);
+          for (int64_t r = 0; r < adapter.rank; r++) sum = fma(set1(thin[row * maxRank + r]), load(b + r * kLanes), sum);
+          if (adapter.factor) sum = sum * loadUpTo(adapter.factor + column, present);
+          store(sums + row * kLanes, sum);
+        }
+      }
+      for (row = 0; row < rows; row++) {
+        const int64_t at = row * out + column;
+        finishRow(in.y, at, sums + row * kLanes, {nullptr, nullptr, in.bias ? in.bias + column : nullptr, in.residual ? in.residual + at : nullptr}, present);
+      }
+    }
+  });
+  return nullptr;
+}
+
+inline const char* runDecode(Context& context, const LinearInputs& in) noexcept {
+  if (in.adapterX) return "QuantLinear: the decode role has no input of its own for the adapter";
+  switch (in.weights.format) {
+    case Format::int8: return runDecodeOf<false, false>(context, in);
+    default: return runDecodeOf<true, true>(context, in);
+  }
+}
+
+}  // namespace espalier

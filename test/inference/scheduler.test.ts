@@ -164,7 +164,7 @@ const add = (
 
 function finish(simulation: Simulation): void {
   for (let i = 0; !isIdle(simulation.s); i++) {
-    if (i > 10_000) throw new Error('it never ends')
+    if (i > 100_000) throw new Error('it never ends')
     simulation.step()
   }
   expect(availableBlocks(simulation.s.pool)).toBe(simulation.s.pool.size)
@@ -268,8 +268,8 @@ it('keeps every text whole over thousands of random steps of joins, cancels, dra
     const int = (n: number) => Math.floor(random() * n)
     const simulation = new Simulation(
       options({
-        blocks: 10 + int(40),
-        maxSequences: 2 + int(10),
+        blocks: 10 + int(20),
+        maxSequences: 3 + int(10),
         prefillTokens: 8 + int(120),
         decodeRows: 16 + int(20),
       }),
@@ -288,7 +288,7 @@ it('keeps every text whole over thousands of random steps of joins, cancels, dra
       return drafts
     }
     for (let step = 0; step < 400; step++) {
-      if (random() < 0.25) {
+      if (random() < 0.2) {
         const prefix = prefixes[int(3)]!
         const prompt = [...prefix.slice(0, 1 + int(prefix.length)), ...range(int(40), 10_000 * int(3))]
         const newTokens = 1 + int(160)
@@ -298,7 +298,7 @@ it('keeps every text whole over thousands of random steps of joins, cancels, dra
           )
       }
       const live = all.filter(({ state }) => state !== 'ended')
-      while (live.length > 0 && random() < 0.2) endSequence(simulation.s, live[int(live.length)]!)
+      while (live.length > 0 && random() < 0.25) endSequence(simulation.s, live[int(live.length)]!)
       simulation.step(draft)
     }
     finish(simulation)

@@ -8,20 +8,10 @@
 //   h = step(k, column); kept iff h >= floor(p * 2^32) (p as f64); y = kept ? x / (1 - p) : 0.
 // mix is a two-round xorshift-multiply hash found by search (github.com/skeeto/hash-prospector).
 #include "activation.h"
+#include "counter_random.h"
 
 namespace espalier {
 namespace {
-
-template <typename U> ESPALIER_INLINE U mix(U x) {
-  x ^= x >> 16;
-  x *= 0x21f0aaadu;
-  x ^= x >> 15;
-  x *= 0x735a2d97u;
-  x ^= x >> 15;
-  return x;
-}
-
-template <typename U> ESPALIER_INLINE U step(uint32_t k, U w) { return mix((k ^ w) + 0x9e3779b9u); }
 
 class Dropout : public Kernel {
  public:
@@ -37,18 +27,18 @@ class Dropout : public Kernel {
     if (!y) return "Dropout: no output";
     const int64_t width = x.dims[1];
     const uint64_t s = static_cast<uint64_t>(seed.as<const int64_t>()[0]);
-    const uint32_t seedKey = step(step(0u, static_cast<uint32_t>(s)), static_cast<uint32_t>(s >> 32));
+    const uint32_t seedKey = hashStep(hashStep(0u, static_cast<uint32_t>(s)), static_cast<uint32_t>(s >> 32));
     const uint32_t threshold = static_cast<uint32_t>(static_cast<double>(p_) * 4294967296.0);
     const float scale = static_cast<float>(1.0 / (1.0 - static_cast<double>(p_)));
     forBlocks(context, x.dims[0], std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width)), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; row++) {
         const uint64_t key = static_cast<uint64_t>(rowKeys.as<const int64_t>()[row]);
-        const uint32_t k = step(step(step(seedKey, static_cast<uint32_t>(key)), static_cast<uint32_t>(key >> 32)), module_);
+        const uint32_t k = hashStep(hashStep(hashStep(seedKey, static_cast<uint32_t>(key)), static_cast<uint32_t>(key >> 32)), module_);
         const auto drop = [&](auto* from, auto* to) {
           UVec column;
           for (int l = 0; l < kLanes; l++) column[l] = static_cast<uint32_t>(l);
           for (int64_t i = 0; i < width; i += kLanes, column += static_cast<uint32_t>(kLanes)) {
-            const IVec isKept = reinterpret_cast<IVec>(step(k, column) >= threshold);
+            const IVec isKept = reinterpret_cast<IVec>(hashStep(k, column) >= threshold);
             storeUpTo(to + i, width - i, select(isKept, loadUpTo(from + i, width - i) * scale, zero()));
           }
         };

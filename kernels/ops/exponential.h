@@ -56,6 +56,29 @@ template <class A> ESPALIER_INLINE Vec exp2Of(Vec x) {
   return scaleByPower(fma(p, r, set1(1.f)), n);
 }
 
+/// Natural logarithm of positive normal numbers, within 1e-7 relative or 6e-8 absolute near 1 (polynomial: Cephes logf).
+ESPALIER_INLINE Vec naturalLog(Vec x) {
+  const UVec bits = reinterpret_cast<UVec>(x);
+  // x = m 2^e, m in [sqrt(1/2), sqrt(2))
+  const UVec shifted = bits - 0x3f3504f3u;
+  const IVec e = reinterpret_cast<IVec>(shifted) >> 23;
+  const Vec m = reinterpret_cast<Vec>(bits - (reinterpret_cast<UVec>(e) << 23)), f = toVec(e), r = m - 1.f;
+  Vec p = set1(7.0376836292e-2f);
+  p = fma(p, r, set1(-1.1514610310e-1f));
+  p = fma(p, r, set1(1.1676998740e-1f));
+  p = fma(p, r, set1(-1.2420140846e-1f));
+  p = fma(p, r, set1(1.4249322787e-1f));
+  p = fma(p, r, set1(-1.6668057665e-1f));
+  p = fma(p, r, set1(2.0000714765e-1f));
+  p = fma(p, r, set1(-2.4999993993e-1f));
+  p = fma(p, r, set1(3.3333331174e-1f));
+  const Vec square = r * r;
+  Vec y = p * r * square;
+  y = fma(f, set1(-2.12194440e-4f), y);
+  y = fma(square, set1(-0.5f), y);
+  return fma(f, set1(0.693359375f), r + y);
+}
+
 /// e^x within 2e-7 relative for |x| <= 87, e^+-87 beyond.
 ESPALIER_INLINE Vec boundedExp(Vec x) {
   x = larger(set1(-87.f), x);

@@ -170,10 +170,9 @@ export class ModelContext {
     const g = this.graph
     if (!this.paged) return attention(q, k, v, g.leaf(batchLeaves.cuSeqlens, 'input', 'i32', ['S']), shape)
     const { cacheType, blocks, blocksPerSequence } = this.paged
-    const type = g.kernels ? cacheType : 'f32'
-    const names = cacheTensors(type, blocks, numKeyValueHeads, headDim).map((t) => {
+    const names = cacheTensors(g, cacheType, blocks, numKeyValueHeads, headDim).map((t) => {
       const name = cacheLeafName(this.layer, t.name)
-      return { name, leaf: g.leaf(name, 'state', t.dtype === 'f32' ? g.floatType : t.dtype, t.shape) }
+      return { name, leaf: g.leaf(name, 'state', t.dtype, t.shape) }
     })
     const rows = {
       blockTables: g.leaf(pagedLeaves.blockTables, 'input', 'i32', ['S', blocksPerSequence]),
@@ -181,7 +180,7 @@ export class ModelContext {
       positions: g.leaf(batchLeaves.positionIds, 'input', 'i32', ['N']),
     }
     const leaves = names.map((n) => n.leaf)
-    const { out, cache } = pagedAttention(q, k, v, rows, leaves, shape)
+    const { out, cache } = pagedAttention(q, k, v, rows, leaves, { ...shape, cacheType })
     names.forEach((n, i) => {
       g.updates.set(n.name, cache[i]!)
     })

@@ -74,6 +74,7 @@ function readBack(bytes: Uint8Array, dtype: DType, n: number): Float64Array {
   const { buffer, byteOffset } = bytes
   if (dtype === 'f32') return Float64Array.from(new Float32Array(buffer, byteOffset, n))
   if (dtype === 'bf16') return Float64Array.from(new Uint16Array(buffer, byteOffset, n), bf16Value)
+  if (dtype === 'i32') return Float64Array.from(new Int32Array(buffer, byteOffset, n))
   throw new Error(`a test cannot read ${dtype}`)
 }
 

@@ -1,7 +1,7 @@
 // Attention over a paged cache (PagedAttention: arXiv 2309.06180): writes the keys and values of the new rows into their
 // blocks and lets every row attend to its sequence up to its own position. How a block is laid out inside is the
 // implementation's own: the lowering keeps whole tokens, the kernel what its products read.
-import type { DType, Value } from '../graph.js'
+import type { DType, Graph, Value } from '../graph.js'
 import { defineOp, type RealNumber, real } from '../op.js'
 import { add, and, cast, div, greaterOrEqual, less, mod, mul, scale, sub, where } from './elementwise.js'
 import { matMul, softmax } from './linear-algebra.js'
@@ -12,20 +12,30 @@ import { constant, scalar } from './tensor.js'
 /** Tokens of a block. */
 export const CACHE_BLOCK = 32
 
-export type CacheType = 'bf16' | 'f32' | 'int8'
+/** How entries are held, with the codes of the attribute `cache_type` and the bytes of one. */
+export const cacheTypes = {
+  f32: { code: 0, bytes: 4 },
+  bf16: { code: 1, bytes: 2 },
+  int8: { code: 2, bytes: 1 },
+} as const
+export type CacheType = keyof typeof cacheTypes
 
-/** What one layer's cache is made of; shapes with `blocks` blocks, in the order of the op's inputs. */
-export function cacheTensors(type: CacheType, blocks: number, kvHeads: number, headDim: number) {
-  const dtype: DType = type === 'int8' ? 'i8' : type
-  const entries = [blocks, kvHeads, CACHE_BLOCK * headDim] as const
-  const scales = [blocks, kvHeads, CACHE_BLOCK] as const
+/**
+ * What one layer's cache of `blocks` blocks is made of, in the order of the op's inputs: to the kernel bytes whose layout
+ * is its own, to the lowering real numbers (then `type` does not count).
+ */
+export function cacheTensors(graph: Graph, type: CacheType, blocks: number, kvHeads: number, headDim: number) {
+  const entries = CACHE_BLOCK * headDim
+  const dtype: DType = graph.kernels ? 'u8' : graph.floatType
+  const shape = [blocks, kvHeads, graph.kernels ? entries * cacheTypes[type].bytes : entries] as const
+  const scales = { dtype: 'f16' as DType, shape: [blocks, kvHeads, CACHE_BLOCK] as const }
   return [
-    { name: 'keys', dtype, shape: entries },
-    { name: 'values', dtype, shape: entries },
-    ...(type === 'int8'
+    { name: 'keys', dtype, shape },
+    { name: 'values', dtype, shape },
+    ...(type === 'int8' && graph.kernels
       ? [
-          { name: 'keyScales', dtype: 'f16' as DType, shape: scales },
-          { name: 'valueScales', dtype: 'f16' as DType, shape: scales },
+          { name: 'keyScales', ...scales },
+          { name: 'valueScales', ...scales },
         ]
       : []),
   ]
@@ -36,7 +46,7 @@ type PagedAttributes = {
   num_kv_heads: number
   head_dim: number
   window: number
-  strict: number
+  cache_type: number
   scale: RealNumber
 }
 
@@ -104,6 +114,7 @@ export interface PagedShape {
   readonly headDim: number
   /** Tokens a query sees, itself included; 0: all before it. */
   readonly window?: number
+  readonly cacheType: CacheType
 }
 
 /** Where the rows of a batch lie: tables i32 [S, B], sequence and position i32 [N]. */
@@ -130,7 +141,7 @@ export function pagedAttention(
       num_kv_heads: shape.numKeyValueHeads,
       head_dim: shape.headDim,
       window: shape.window ?? 0,
-      strict: q.graph.strict ? 1 : 0,
+      cache_type: cacheTypes[shape.cacheType].code,
       scale: real(1 / Math.sqrt(shape.headDim)),
     },
   )

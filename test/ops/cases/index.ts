@@ -1,5 +1,6 @@
 // Every case, by op. A kernel without a case fails the suite.
 import type { OpCase } from '../case.js'
+import { pagedAttentionCases, sampleCases } from './generation.js'
 import { embeddingCases, logProbCases } from './head.js'
 import { attentionCases, convertCases, dropoutCases, normCases, rotaryCases, swiGluCases } from './layers.js'
 import { adamWCases } from './optimizer.js'
@@ -18,4 +19,6 @@ export const opCases: readonly OpCase[] = [
   ...logProbCases,
   ...embeddingCases,
   ...adamWCases,
+  ...pagedAttentionCases,
+  ...sampleCases,
 ]

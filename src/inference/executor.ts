@@ -41,8 +41,8 @@ export interface Drawn {
 }
 
 /** Bytes of one block over all layers. */
-export function blockBytes({ config }: LoadedBase, type: CacheType): number {
-  return cacheTensors(type, 1, config.numKeyValueHeads, config.headDim).reduce(
+export function blockBytes({ config, runtime }: LoadedBase, type: CacheType): number {
+  return cacheTensors(runtime.info, type, 1, config.numKeyValueHeads, config.headDim).reduce(
     (n, { dtype, shape }) => n + config.numHiddenLayers * bytesOf[dtype] * shape.reduce((a, b) => a * b, 1),
     0,
   )
@@ -106,7 +106,7 @@ export class Executor {
     const leaves = new Map<string, LeafMemory>()
     const cache: DeviceBuffer[] = []
     for (let layer = 0; layer < config.numHiddenLayers; layer++)
-      for (const tensor of cacheTensors(cacheType, blocks, config.numKeyValueHeads, config.headDim)) {
+      for (const tensor of cacheTensors(runtime.info, cacheType, blocks, config.numKeyValueHeads, config.headDim)) {
         const buffer = runtime.allocate(bytesOf[tensor.dtype] * tensor.shape.reduce((a, b) => a * b, 1))
         cache.push(buffer)
         leaves.set(cacheLeafName(layer, tensor.name), { buffer, byteOffset: 0 })

@@ -1,7 +1,7 @@
 // Attention over a paged cache (PagedAttention: arXiv 2309.06180): writes the keys and values of the new rows into their
 // blocks and lets every row attend to its sequence up to its own position. How a block is laid out inside is the
 // implementation's own: the lowering keeps whole tokens, the kernel what its products read.
-import type { DType, Graph, Value } from '../graph.js'
+import type { DType, Value } from '../graph.js'
 import { defineOp, type RealNumber, real } from '../op.js'
 import { add, and, cast, div, greaterOrEqual, less, mod, mul, scale, sub, where } from './elementwise.js'
 import { matMul, softmax } from './linear-algebra.js'
@@ -24,15 +24,21 @@ export type CacheType = keyof typeof cacheTypes
  * What one layer's cache of `blocks` blocks is made of, in the order of the op's inputs: to the kernel bytes whose layout
  * is its own, to the lowering real numbers (then `type` does not count).
  */
-export function cacheTensors(graph: Graph, type: CacheType, blocks: number, kvHeads: number, headDim: number) {
+export function cacheTensors(
+  target: { readonly kernels: boolean; readonly floatType?: 'f32' | 'f64' },
+  type: CacheType,
+  blocks: number,
+  kvHeads: number,
+  headDim: number,
+) {
   const entries = CACHE_BLOCK * headDim
-  const dtype: DType = graph.kernels ? 'u8' : graph.floatType
-  const shape = [blocks, kvHeads, graph.kernels ? entries * cacheTypes[type].bytes : entries] as const
+  const dtype: DType = target.kernels ? 'u8' : (target.floatType ?? 'f32')
+  const shape = [blocks, kvHeads, target.kernels ? entries * cacheTypes[type].bytes : entries] as const
   const scales = { dtype: 'f16' as DType, shape: [blocks, kvHeads, CACHE_BLOCK] as const }
   return [
     { name: 'keys', dtype, shape },
     { name: 'values', dtype, shape },
-    ...(type === 'int8' && graph.kernels
+    ...(type === 'int8' && target.kernels
       ? [
           { name: 'keyScales', ...scales },
           { name: 'valueScales', ...scales },

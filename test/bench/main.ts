@@ -12,6 +12,10 @@ const benches: Record<string, { describe: string; load: () => Promise<Bench> }> 
     describe: 'time from process start to a session that can run',
     load: async () => (await import('./load.js')).benchLoad,
   },
+  decode: {
+    describe: 'generation: one sequence, a batch, a prompt',
+    load: async () => (await import('./decode.js')).benchDecode,
+  },
   data: {
     describe: 'data preparation: tokens a minute and core, memory',
     load: async () => (await import('./data.js')).benchData,

@@ -210,6 +210,9 @@ ESPALIER_INLINE float reduceAdd(Vec v) {
   return x[0];
 }
 ESPALIER_INLINE float reduceMax(Vec v) {
+#if ESPALIER_LANES == 16
+  return _mm512_reduce_max_ps(v);
+#endif
   float x[kLanes];
   store(x, v);
   for (int half = kLanes / 2; half > 0; half /= 2)

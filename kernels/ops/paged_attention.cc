@@ -110,7 +110,7 @@ class PagedAttention : public Kernel {
           if (const int32_t block = table[row[i] * perSequence + b]; block < 0 || block >= keys.dims[0]) return "PagedAttention: a block table names a block that the cache lacks";
     }
     const Rows rows{q, k, v, out, table, row, position, n, perSequence};
-    return cacheType_ == CacheType::f32 ? attend<SingleDot>(context, rows, cache) : attend<PairDot>(context, rows, cache);
+    return cacheType_ == CacheType::f32 ? attend<Fp32>(context, rows, cache) : attend<PairDot>(context, rows, cache);
   }
 
  private:
@@ -135,7 +135,7 @@ class PagedAttention : public Kernel {
     };
     const int64_t tilesAt = carve(in.count * static_cast<int64_t>(sizeof(Tile) / 4));
     const int64_t queryAt = carve(lines * dimSteps), scoreAt = carve(lines * kChunkKeys), weightAt = carve(lines * kChunkKeys / P);
-    const int64_t blockAt = carve(kCacheBlock * dim / P + kPanel), partAt = carve(lines * (dimPadded + 2)), tokenAt = carve(2 * dim);
+    const int64_t blockAt = carve(kCacheBlock * dim / P + kPanel), partAt = carve(lines * (dimPadded + 2)), tokenAt = carve(4 * dim);
     const int64_t stateAt = carve(lines * (dimPadded + 2)), workerEnd = used, perWorker = workerEnd - queryAt;
     used += perWorker * (threads - 1);
     // Tiles are known only after they are listed: an upper bound of the partial results, used when there are few rows.
@@ -152,8 +152,7 @@ class PagedAttention : public Kernel {
     const auto write = [&](int64_t head, float* buffer) {
       for (int64_t i = 0; i < in.count; i++) {
         const int64_t at = (i * kvHeads_ + head) * dim, p = in.position[i];
-        const float *k = viewElements(in.k, at, dim, buffer), *v = viewElements(in.v, at, dim, buffer + dim);
-        writeToken<P>(cache, in.table[in.sequence[i] * in.perSequence + p / kCacheBlock], head, p % kCacheBlock, k, v);
+        writeToken(cache, in.table[in.sequence[i] * in.perSequence + p / kCacheBlock], head, p % kCacheBlock, in.k, in.v, at, buffer);
       }
     };
     if (in.count * kvHeads_ <= 16) {
@@ -180,13 +179,13 @@ class PagedAttention : public Kernel {
     const auto worker0 = [&](int64_t worker) { return scratch + worker * perWorker; };
     const auto packQueries = [&](const Tile& t, int64_t head, float* own) {
       auto* to = reinterpret_cast<uint32_t*>(own + queryAt);
-      float buffer[2];
       for (int64_t l = 0; l < t.rows * group; l++) {
         const int64_t at = ((t.firstRow + l / group) * heads_ + head * group + l % group) * dim;
-        for (int64_t s = 0; s < dimSteps; s++) {
-          const float* x = viewElements(in.q, at + s * P, P, buffer);
-          to[l * dimSteps + s] = A::join(x[0], P == 2 ? x[1] : 0.f);
-        }
+        const auto convert = [&](const auto* from, auto* out) {
+          for (int64_t d = 0; d < dim; d += kLanes) storeUpTo(out + d, dim - d, loadUpTo(from + d, dim - d));
+        };
+        const auto typed = [&](auto* out) { in.q.dtype == DType::f32 ? convert(in.q.as<const float>() + at, out) : convert(in.q.as<const bf16>() + at, out); };
+        P == 1 ? typed(reinterpret_cast<float*>(to + l * dimSteps)) : typed(reinterpret_cast<bf16*>(to + l * dimSteps));
       }
     };
     // One chunk of one tile and kv head: sums[line][dimPadded], top[line], total[line] in `to`.

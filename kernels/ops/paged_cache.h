@@ -22,14 +22,6 @@ struct PairDot {
     return fma(set1(floatOf(a & 0xffff0000u)), reinterpret_cast<Vec>(bits & 0xffff0000u), sum);
 #endif
   }
-  static uint32_t join(float first, float second) {
-    return static_cast<uint32_t>(narrow(first).bits) | static_cast<uint32_t>(narrow(second).bits) << 16;
-  }
-};
-
-/// One float per step; see PairDot.
-struct SingleDot : Fp32 {
-  static uint32_t join(float first, float) { return bitsOf(first); }
 };
 
 /// cacheTypes of the op's record.
@@ -61,33 +53,55 @@ inline uint16_t floatToHalf(float x) {
   return static_cast<uint16_t>((static_cast<uint32_t>((rounded >> 23) - 112) << 10) | ((rounded >> 13) & 0x3ff));
 }
 
-/// Writes key and value of one token into its place.
-template <int P> inline void writeToken(const PagedCache& c, int64_t block, int64_t head, int64_t t, const float* k, const float* v) {
-  const int64_t base = c.entriesOf(block, head), dim = c.headDim;
-  const auto put2 = [&](auto* keys, auto* values, auto&& key, auto&& value) {
-    for (int64_t d = 0; d < dim; d++) {
-      keys[base + keyAt<P>(t, d)] = key(k[d]);
-      values[base + valueAt<P>(t, d, dim)] = value(v[d]);
-      // The other half of the step was somebody else's: 0 times it must be 0.
-      if (P == 2 && t % 2 == 0) values[base + valueAt<P>(t + 1, d, dim)] = value(0.f);
-    }
-  };
-  if (c.isBytes()) {
-    const auto scaleOf = [&](const float* x, uint16_t* scales) {
-      float top = 0;
-      for (int64_t d = 0; d < dim; d++) top = std::max(top, std::fabs(x[d]));
-      const uint16_t half = floatToHalf(top / 127.f);
-      scales[c.scalesOf(block, head) + t] = half;
-      const float scale = halfToFloat(half);
-      return scale > 0 ? 1.f / scale : 0.f;
-    };
-    const float kInverse = scaleOf(k, c.keyScales.as<uint16_t>()), vInverse = scaleOf(v, c.valueScales.as<uint16_t>());
-    const auto round = [](float x, float inverse) { return static_cast<int8_t>(std::nearbyint(std::max(-127.f, std::min(127.f, x * inverse)))); };
-    put2(c.keys.as<int8_t>(), c.values.as<int8_t>(), [&](float x) { return round(x, kInverse); }, [&](float x) { return round(x, vInverse); });
-  } else if (P == 2) {
-    put2(c.keys.as<bf16>(), c.values.as<bf16>(), [](float x) { return narrow(x); }, [](float x) { return narrow(x); });
+/// Writes key and value of one token, `dim` entries each, into its place. The other half of a step that it opens was
+/// somebody else's and becomes 0, since 0 times it must be 0.
+template <typename E> inline void placeToken(E* keys, E* values, const E* k, const E* v, int64_t t, int64_t dim) {
+  if constexpr (sizeof(E) == 4) {
+    for (int64_t d = 0; d < dim; d++) keys[keyAt<1>(t, d)] = k[d];
+    memcpy(values + valueAt<1>(t, 0, dim), v, static_cast<size_t>(dim) * sizeof(E));
   } else {
-    put2(c.keys.as<float>(), c.values.as<float>(), [](float x) { return x; }, [](float x) { return x; });
+    E pair[2];
+    for (int64_t d = 0; d < dim; d += 2) memcpy(keys + keyAt<2>(t, d), k + d, 2 * sizeof(E));
+    E* to = values + valueAt<2>(t, 0, dim) - t % 2;
+    if (t % 2)
+      for (int64_t d = 0; d < dim; d++) to[2 * d + 1] = v[d];
+    else
+      for (int64_t d = 0; d < dim; d++) {
+        pair[0] = v[d], pair[1] = E{};
+        memcpy(to + 2 * d, pair, sizeof pair);
+      }
+  }
+}
+
+/// x as bytes, with the half that scales them.
+inline uint16_t roundToBytes(const float* x, int64_t dim, int8_t* out) {
+  float top = 0;
+  for (int64_t d = 0; d < dim; d++) top = std::max(top, std::fabs(x[d]));
+  const uint16_t half = floatToHalf(top / 127.f);
+  const float scale = halfToFloat(half), inverse = scale > 0 ? 1.f / scale : 0.f;
+  for (int64_t d = 0; d < dim; d++) out[d] = static_cast<int8_t>(std::nearbyint(std::max(-127.f, std::min(127.f, x[d] * inverse))));
+  return half;
+}
+
+/// One token's key and value, at elements `at` of k and v, into block and place t. `buffer` holds 4 dim floats.
+inline void writeToken(const PagedCache& c, int64_t block, int64_t head, int64_t t, const Tensor& k, const Tensor& v, int64_t at, float* buffer) {
+  const int64_t base = c.entriesOf(block, head), dim = c.headDim;
+  if (c.type == CacheType::f32) {
+    placeToken(c.keys.as<float>() + base, c.values.as<float>() + base, viewElements(k, at, dim, buffer), viewElements(v, at, dim, buffer + dim), t, dim);
+  } else if (c.type == CacheType::bf16) {
+    const auto narrowed = [&](const Tensor& x, float* to) {
+      if (x.dtype == DType::bf16) return x.as<const bf16>() + at;
+      auto* out = reinterpret_cast<bf16*>(to);
+      for (int64_t d = 0; d < dim; d += kLanes) storeUpTo(out + d, dim - d, loadUpTo(x.as<const float>() + at + d, dim - d));
+      return static_cast<const bf16*>(out);
+    };
+    placeToken(c.keys.as<bf16>() + base, c.values.as<bf16>() + base, narrowed(k, buffer), narrowed(v, buffer + dim), t, dim);
+  } else {
+    auto* bytes = reinterpret_cast<int8_t*>(buffer + 2 * dim);
+    const int64_t place = c.scalesOf(block, head) + t;
+    c.keyScales.as<uint16_t>()[place] = roundToBytes(viewElements(k, at, dim, buffer), dim, bytes);
+    c.valueScales.as<uint16_t>()[place] = roundToBytes(viewElements(v, at, dim, buffer + dim), dim, bytes + dim);
+    placeToken(c.keys.as<int8_t>() + base, c.values.as<int8_t>() + base, bytes, bytes + dim, t, dim);
   }
 }
 

@@ -10,6 +10,9 @@
 
 namespace espalier {
 
+/// Groups of kLanes columns that a task multiplies together, and how many groups ahead it fetches.
+constexpr int kGroups = kLanes == 16 ? 2 : 1, kAhead = 2;
+
 /// Elements of x that share a scale.
 constexpr int64_t kXBlock = 32;
 
@@ -39,13 +42,13 @@ template <bool isNibbles, typename X> inline void roundRow(const X* x, const Byt
     }
     const float largest = reduceMax(top), inverse = largest > 0 ? kByteLimit / largest : 0.f;
     alignas(32) int8_t bytes[kXBlock];
-    int32_t sum = 0;
+    IVec sum = {};
     for (int i = 0; i < kXBlock; i += kLanes) {
       // rounds to nearest even: |v| <= 127
       const IVec q = reinterpret_cast<IVec>(fma(load(values + i), set1(inverse), set1(12582912.f))) - 0x4b400000;
       const BVec narrow = __builtin_convertvector(q, BVec);
       memcpy(bytes + i, &narrow, sizeof narrow);
-      for (int l = 0; l < kLanes; l++) sum += q[l];
+      sum += q;
     }
     Bytes v;
     memcpy(&v, bytes, sizeof v);
@@ -54,57 +57,73 @@ template <bool isNibbles, typename X> inline void roundRow(const X* x, const Byt
                                   25, 27, 29, 31);
     memcpy(to.words + (row * to.columns + b * kXBlock) / 4, &v, sizeof v);
     to.scales[row * to.blocks() + b] = largest / kByteLimit;
-    to.sums[row * to.blocks() + b] = static_cast<float>(sum);
+    to.sums[row * to.blocks() + b] = reduceAdd(toVec(sum));  // below 2^24: exact
   }
 }
 
-/// kLanes rows of W from `row` on: words [K / codes per word][lane].
-template <bool isNibbles> inline void transposeWords(const Weights& w, int64_t row, int64_t present, uint32_t* out) {
+/// kLanes rows of W from `row` on: words [K / codes per word][kGroups * kLanes], of which these are lanes `lane` on. The
+/// rows that follow are asked for meanwhile: sixteen streams are more than the processor follows by itself.
+template <bool isNibbles> inline void transposeWords(const Weights& w, int64_t row, int64_t present, int64_t width, uint32_t* out) {
   const int64_t rowBytes = isNibbles ? w.columns / 2 : w.columns, words = rowBytes / 4;
   const auto* bytes = static_cast<const char*>(w.w[0]) + row * rowBytes;
+  const char* next = bytes + kAhead * kLanes * rowBytes;
+  const char* end = static_cast<const char*>(w.w[0]) + w.rows * rowBytes;
   for (int64_t j = 0; j < words; j += kLanes) {
+    for (int64_t l = 0; l < kLanes * kLanes * 4 / 64 && next < end; l++, next += 64) __builtin_prefetch(next);
     Vec r[kLanes];
     for (int64_t i = 0; i < kLanes; i++)
       r[i] = i < present ? loadUpTo(reinterpret_cast<const float*>(bytes + i * rowBytes) + j, words - j) : zero();
     transpose(r);
-    for (int64_t l = 0; l < kLanes && j + l < words; l++) store(reinterpret_cast<float*>(out + (j + l) * kLanes), r[l]);
+    for (int64_t l = 0; l < kLanes && j + l < words; l++) store(reinterpret_cast<float*>(out + (j + l) * width), r[l]);
   }
 }
 
-/// sums[i] = kLanes columns of row `row` + i, i < R.
-template <bool isNibbles, bool hasOffset, int R>
-ESPALIER_INLINE void multiplyBytes(const ByteRows& x, int64_t row, const uint32_t* words, const float* scales, const float* offsets,
-                                   int64_t perScale, Vec* sums) {
+/// sums[i * G + g] = columns of group g of row `row` + i, i < R: G groups of kLanes columns share a row's bytes.
+template <bool isNibbles, bool hasOffset, int R, int G>
+inline void multiplyBytes(const ByteRows& x, int64_t row, const uint32_t* words, const float* scales, const float* offsets, int64_t perScale,
+                          int64_t groupStride, Vec* sums) {
   constexpr int kWords = isNibbles ? 4 : 8;  // of a block
   const int64_t blocks = x.blocks(), stride = x.columns / 4;
   const uint32_t* at = x.words + row * stride;
   const float *xScale = x.scales + row * blocks, *xSum = x.sums + row * blocks;
-  Vec total[R] = {};
-  for (int64_t b = 0; b < blocks; b++, words += kWords * kLanes) {
-    IVec s[R];
+  Vec total[R][G] = {};
+  for (int64_t b = 0; b < blocks; b++, words += kWords * G * kLanes) {
+    IVec s[R][G];
 #pragma GCC unroll 8
-    for (int i = 0; i < R; i++) s[i] = isNibbles ? IVec{} : startOfBytes(static_cast<int32_t>(xSum[i * blocks + b]));
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 2
+      for (int g = 0; g < G; g++) s[i][g] = isNibbles ? IVec{} : startOfBytes(static_cast<int32_t>(xSum[i * blocks + b]));
 #pragma GCC unroll 8
     for (int j = 0; j < kWords; j++) {
-      const UVec w = reinterpret_cast<UVec>(loadI(words + j * kLanes));
+      UVec w[G];
+#pragma GCC unroll 2
+      for (int g = 0; g < G; g++) w[g] = reinterpret_cast<UVec>(loadI(words + (j * G + g) * kLanes));
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++) {
         const uint32_t* own = at + i * stride + b * 8;
-        if (isNibbles) s[i] = dotCodes(dotCodes(s[i], w & 0x0f0f0f0fu, own[2 * j]), (w >> 4) & 0x0f0f0f0fu, own[2 * j + 1]);
-        else s[i] = dotBytes(s[i], w, own[j]);
+#pragma GCC unroll 2
+        for (int g = 0; g < G; g++) {
+          if (isNibbles) s[i][g] = dotCodes(dotCodes(s[i][g], w[g] & 0x0f0f0f0fu, own[2 * j]), (w[g] >> 4) & 0x0f0f0f0fu, own[2 * j + 1]);
+          else s[i][g] = dotBytes(s[i][g], w[g], own[j]);
+        }
       }
     }
-    const int64_t place = b / perScale * kLanes;
-    const Vec scale = load(scales + place), offset = hasOffset ? load(offsets + place) : zero();
+#pragma GCC unroll 2
+    for (int g = 0; g < G; g++) {
+      const int64_t place = b / perScale * kLanes + g * groupStride;
+      const Vec scale = load(scales + place), offset = hasOffset ? load(offsets + place) : zero();
 #pragma GCC unroll 8
-    for (int i = 0; i < R; i++) {
-      Vec t = toVec(s[i]) * scale;
-      if (hasOffset) t = fma(offset, set1(xSum[i * blocks + b]), t);
-      total[i] = fma(t, set1(xScale[i * blocks + b]), total[i]);
+      for (int i = 0; i < R; i++) {
+        Vec t = toVec(s[i][g]) * scale;
+        if (hasOffset) t = fma(offset, set1(xSum[i * blocks + b]), t);
+        total[i][g] = fma(t, set1(xScale[i * blocks + b]), total[i][g]);
+      }
     }
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < R; i++) sums[i] = total[i];
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 2
+    for (int g = 0; g < G; g++) sums[i * G + g] = total[i][g];
 }
 
 /// Slots that rows of a batch use, each once.
@@ -130,11 +149,12 @@ template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& conte
     used[usedCount++] = adapter;
     maxRank = std::max(maxRank, adapter.rank);
   }
-  const int64_t words = columns / (isNibbles ? 8 : 4), scaleBlocks = columns / weights.block;
+  const int64_t words = columns / (isNibbles ? 8 : 4), scaleBlocks = columns / weights.block, scaleStride = roundUp(scaleBlocks, kLanes) * kLanes;
   Carver carver;
   const int64_t wordsAt = carver.floats(rows * columns / 4), xScalesAt = carver.floats(rows * columns / kXBlock);
   const int64_t xSumsAt = carver.floats(rows * columns / kXBlock), thinAt = carver.floats(rows * maxRank);
-  const int64_t rankPadded = roundUp(maxRank, kLanes), perWorker = roundUp((words + 2 * roundUp(scaleBlocks, kLanes) + rankPadded + rows) * kLanes, 16);
+  const int64_t rankPadded = roundUp(maxRank, kLanes);
+  const int64_t perWorker = roundUp(kGroups * (words * kLanes + 2 * scaleStride) + (rankPadded + kGroups * rows) * kLanes, 16);
   const int64_t workersAt = carver.floats(perWorker * threads);
   auto* scratch = static_cast<float*>(context.scratch(carver.bytes()));
   if (!scratch) return "QuantLinear: out of memory";
@@ -165,45 +185,55 @@ template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& conte
   if (rows <= 2) for (int64_t row = 0; row < rows; row++) prepare(row);
   else context.parallelFor(rows, prepare);
 
-  const int64_t perTask = std::max<int64_t>(1, groups / (threads * 4));
-  forDynamic(context, (groups + perTask - 1) / perTask, [&](int64_t worker, int64_t task) {
+  const int64_t perScale = weights.block / kXBlock;
+  const auto finishGroup = [&](int64_t column, int64_t present, float* sums, int64_t stride, float* b) {
+    for (int64_t u = 0; u < usedCount; u++) {
+      const Adapter& adapter = used[u];
+      packAlong<Fp32>(adapter.b + column * adapter.rank, adapter.rank, adapter.rank, present, 1, reinterpret_cast<uint32_t*>(b));
+      for (int64_t row = 0; row < rows; row++) {
+        if (slotOf(row) != usedSlots[u]) continue;
+        Vec sum = load(sums + row * stride);
+        for (int64_t r = 0; r < adapter.rank; r++) sum = fma(set1(thin[row * maxRank + r]), load(b + r * kLanes), sum);
+        if (adapter.factor) sum = sum * loadUpTo(adapter.factor + column, present);
+        store(sums + row * stride, sum);
+      }
+    }
+    for (int64_t row = 0; row < rows; row++) {
+      const int64_t at = row * out + column;
+      finishRow(in.y, at, sums + row * stride, {nullptr, nullptr, in.bias ? in.bias + column : nullptr, in.residual ? in.residual + at : nullptr}, present);
+    }
+  };
+  const int64_t pairs = (groups + kGroups - 1) / kGroups, perTask = std::max<int64_t>(1, pairs / (threads * 4));
+  forDynamic(context, (pairs + perTask - 1) / perTask, [&](int64_t worker, int64_t task) {
     float* own = scratch + workersAt + worker * perWorker;
     auto* panel = reinterpret_cast<uint32_t*>(own);
-    float *scales = own + words * kLanes, *offsets = scales + roundUp(scaleBlocks, kLanes) * kLanes;
-    float *b = offsets + roundUp(scaleBlocks, kLanes) * kLanes, *sums = b + rankPadded * kLanes;
-    for (int64_t group = task * perTask; group < std::min(groups, (task + 1) * perTask); group++) {
-      const int64_t column = group * kLanes, present = std::min<int64_t>(kLanes, out - column);
-      transposeWords<isNibbles>(weights, column, present, panel);
-      transposeScales<kKind>(weights, column, present, 0, scaleBlocks, scales, offsets);
-      const int64_t perScale = weights.block / kXBlock;
+    float *scales = own + kGroups * words * kLanes, *offsets = scales + kGroups * scaleStride;
+    float *b = offsets + kGroups * scaleStride, *sums = b + rankPadded * kLanes;
+    for (int64_t pair = task * perTask; pair < std::min(pairs, (task + 1) * perTask); pair++) {
+      const int64_t count = std::min<int64_t>(kGroups, groups - pair * kGroups);
+      const auto present = [&](int64_t g) { return std::min<int64_t>(kLanes, out - (pair * kGroups + g) * kLanes); };
+      for (int64_t g = 0; g < count; g++) {
+        const int64_t column = (pair * kGroups + g) * kLanes;
+        transposeWords<isNibbles>(weights, column, present(g), count * kLanes, panel + g * kLanes);
+        transposeScales<kKind>(weights, column, present(g), 0, scaleBlocks, scales + g * scaleStride, offsets + g * scaleStride);
+      }
       int64_t row = 0;
-      const auto tiles = [&](auto count) {
-        constexpr int R = decltype(count)::value;
+      const auto tiles = [&](auto rowCount, auto groupCount) {
+        constexpr int R = decltype(rowCount)::value, G = decltype(groupCount)::value;
         for (; row + R <= rows; row += R) {
-          Vec s[R];
-          multiplyBytes<isNibbles, hasOffset, R>(x, row, panel, scales, offsets, perScale, s);
-          for (int i = 0; i < R; i++) store(sums + (row + i) * kLanes, s[i]);
+          Vec s[R * G];
+          multiplyBytes<isNibbles, hasOffset, R, G>(x, row, panel, scales, offsets, perScale, scaleStride, s);
+          for (int i = 0; i < R * G; i++) store(sums + (row * G + i) * kLanes, s[i]);
         }
       };
-      if (kLanes == 16) tiles(std::integral_constant<int, 8>());  // more rows than AVX2 has registers for
-      tiles(std::integral_constant<int, 4>());
-      tiles(std::integral_constant<int, 2>());
-      tiles(std::integral_constant<int, 1>());
-      for (int64_t u = 0; u < usedCount; u++) {
-        const Adapter& adapter = used[u];
-        packAlong<Fp32>(adapter.b + column * adapter.rank, adapter.rank, adapter.rank, present, 1, reinterpret_cast<uint32_t*>(b));
-        for (row = 0; row < rows; row++) {
-          if (slotOf(row) != usedSlots[u]) continue;
-          Vec sum = load(sums + row * kLanes);
-          for (int64_t r = 0; r < adapter.rank; r++) sum = fma(set1(thin[row * maxRank + r]), load(b + r * kLanes), sum);
-          if (adapter.factor) sum = sum * loadUpTo(adapter.factor + column, present);
-          store(sums + row * kLanes, sum);
-        }
-      }
-      for (row = 0; row < rows; row++) {
-        const int64_t at = row * out + column;
-        finishRow(in.y, at, sums + row * kLanes, {nullptr, nullptr, in.bias ? in.bias + column : nullptr, in.residual ? in.residual + at : nullptr}, present);
-      }
+      const auto allRows = [&](auto groupCount) {
+        tiles(std::integral_constant<int, 4>(), groupCount);
+        tiles(std::integral_constant<int, 2>(), groupCount);
+        tiles(std::integral_constant<int, 1>(), groupCount);
+      };
+      if (count == 1) allRows(std::integral_constant<int, 1>());
+      else allRows(std::integral_constant<int, kGroups>());
+      for (int64_t g = 0; g < count; g++) finishGroup((pair * kGroups + g) * kLanes, present(g), sums + g * kLanes, count * kLanes, b);
     }
   });
   return nullptr;

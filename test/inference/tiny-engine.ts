@@ -1,17 +1,22 @@
-// Engines over a tiny random model in strict mode, adapters for it, and what plain decoding without a cache says.
+// Engines over a tiny random model, adapters for it, and ways to read what they give.
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll } from 'vitest'
 import { Engine, type EngineOptions } from '../../src/inference/engine.js'
-import type { EngineRequest, GeneratedToken, TextEngine, TokenStream } from '../../src/inference/request.js'
-import { InferenceSession, packSequences } from '../../src/inference/session.js'
+import type {
+  EngineRequest,
+  GeneratedToken,
+  SamplingOptions,
+  TextEngine,
+  TokenStream,
+} from '../../src/inference/request.js'
 import { layoutAdapter } from '../../src/models/adapter-layout.js'
 import { openBase } from '../../src/models/base-directory.js'
 import { type LoadedBase, loadBase } from '../../src/models/loaded-base.js'
 import { type LoraConfig, loraDefaults } from '../../src/models/lora-config.js'
 import { resolveTargets } from '../../src/models/lora-targets.js'
-import { loadAdapter, saveAdapter } from '../../src/models/peft.js'
+import { saveAdapter } from '../../src/models/peft.js'
 import { openRuntime, type RuntimeOptions } from '../../src/runtime/index.js'
 import { importTiny } from '../training/tiny-base.js'
 import { seeded } from '../training/toy-program.js'
@@ -92,32 +97,6 @@ export async function readEach(engine: TextEngine, requests: readonly EngineRequ
   return texts
 }
 
-/** Greedy continuation by computing the whole sequence for every token. */
-export async function plainGreedy(session: InferenceSession, prompt: ArrayLike<number>, count: number) {
-  const ids = Array.from(prompt)
-  const logps: number[] = []
-  for (let i = 0; i < count; i++) {
-    const logits = await session.logits(packSequences([ids]), Int32Array.of(ids.length - 1))
-    const best = logits.reduce((at, x, id) => (x > logits[at]! ? id : at), 0)
-    const lse = Math.log(logits.reduce((sum, x) => sum + Math.exp(x - logits[best]!), 0)) + logits[best]!
-    logps.push(logits[best]! - lse)
-    ids.push(best)
-  }
-  return { ids: ids.slice(prompt.length), logps }
-}
-
-export async function openSession(base: LoadedBase, adapterFolder?: string): Promise<InferenceSession> {
-  const peft = adapterFolder ? loadAdapter(adapterFolder, base.architecture.linears(base.config)) : null
-  const session = await InferenceSession.open({
-    base,
-    precision: 'strict',
-    maxTokens: 512,
-    adapter: peft && { shape: { ...peft.layout.adapter, dropout: 0 }, params: peft.values },
-  })
-  closers.push(() => session.close())
-  return session
-}
-
 /** Random prompts with repeated parts, so that something can be looked up. */
 export function prompts(count: number, seed: number, length = 60): number[][] {
   const random = seeded(seed)
@@ -129,3 +108,16 @@ export function prompts(count: number, seed: number, length = 60): number[][] {
     return ids.slice(0, total)
   })
 }
+
+export const sampled = (promptIds: readonly number[], seed: number, more: SamplingOptions = {}): EngineRequest => ({
+  promptIds,
+  sampling: { maxNewTokens: 24, temperature: 0.9, topK: 40, topP: 0.95, seed, ...more },
+})
+
+/** Greedy and sampled requests, a few with penalties and biases. */
+export const mixture = (count: number, seed: number): EngineRequest[] =>
+  prompts(count, seed).map((promptIds, i) => {
+    if (i % 3 === 0) return { promptIds, sampling: { maxNewTokens: 24 } }
+    if (i % 3 === 1) return sampled(promptIds, i, i === 1 ? { minP: 0.5, logitBias: new Map([[7, 2]]) } : {})
+    return sampled(promptIds, i, { repetitionPenalty: 1.2, frequencyPenalty: 0.3, presencePenalty: 0.2 })
+  })

@@ -59,6 +59,8 @@ export interface EngineOptions {
   readonly arena?: SharedArena
   /** Prompt tokens of one step. Default 512. */
   readonly prefillTokens?: number
+  /** Prompt tokens of a step that decodes too: who reads along waits for them. Default 128. */
+  readonly prefillTokensBeside?: number
   /** Where drafts come from; null: no speculation. Default `prompt-lookup`. */
   readonly drafts?: DraftSourceName | DraftSource | null
   /** Draft tokens of one sequence and step. Default 16. */
@@ -162,7 +164,8 @@ export class Engine implements TextEngine {
         slots: store.slots,
         adapterLeaf: store.leaf,
       })
-      const scheduler = createScheduler({ blocks, maxSequences, prefillTokens, decodeRows })
+      const prefillTokensBeside = options.prefillTokensBeside ?? 128
+      const scheduler = createScheduler({ blocks, maxSequences, prefillTokens, prefillTokensBeside, decodeRows })
       return new Engine({ options, maxSequenceTokens, executor, store, scheduler, drafts })
     } catch (error) {
       store.close()

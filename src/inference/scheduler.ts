@@ -52,6 +52,8 @@ export interface SchedulerOptions {
   readonly maxSequences: number
   /** Prompt tokens of one step. */
   readonly prefillTokens: number
+  /** Prompt tokens of a step that decodes too: who reads along waits for them. Default: `prefillTokens`. */
+  readonly prefillTokensBeside?: number
   /** Rows of a decode run: sequences and their drafts. */
   readonly decodeRows: number
 }
@@ -170,7 +172,7 @@ export function planStep(s: Scheduler): StepPlan {
     resumeSwapped(s, moves)
     if (s.swapped.length === 0) admitWaiting(s, moves)
   }
-  return { moves, prefill: planPrefill(s), decode }
+  return { moves, prefill: planPrefill(s, decode.length > 0), decode }
 }
 
 function planDecode(s: Scheduler, moves: BlockMove[]): Sequence[] {
@@ -324,9 +326,10 @@ function admit(s: Scheduler, sequence: Sequence, found: readonly number[], moves
   insertById(s.prefilling, sequence)
 }
 
-function planPrefill(s: Scheduler): PrefillChunk[] {
+function planPrefill(s: Scheduler, isBeside: boolean): PrefillChunk[] {
   const chunks: PrefillChunk[] = []
-  let left = s.options.prefillTokens
+  const { prefillTokens, prefillTokensBeside = prefillTokens } = s.options
+  let left = isBeside ? Math.min(prefillTokens, prefillTokensBeside) : prefillTokens
   const slot = s.prefilling[0]?.slot
   for (const sequence of s.prefilling) {
     if (left <= 0) break

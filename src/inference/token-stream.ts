@@ -1,14 +1,6 @@
 // The tokens of one sequence on their way from the step loop to whoever reads them.
 import type { FinishReason, GeneratedToken, TokenStream } from './request.js'
 
-/** The sequence was cancelled by its reader. */
-export class CancelledError extends Error {
-  override name = 'CancelledError'
-  constructor() {
-    super('the sequence was cancelled')
-  }
-}
-
 export class TokenQueue implements TokenStream {
   readonly finished: Promise<FinishReason>
   cachedTokens = 0
@@ -48,13 +40,14 @@ export class TokenQueue implements TokenStream {
   fail(error: unknown): void {
     if (this.end) return
     this.end = { error }
+    this.tokens.length = 0
     this.settle.reject(error)
     this.notify()
   }
 
   cancel(): void {
     if (this.end) return
-    this.fail(new CancelledError())
+    this.fail(new DOMException('the request was cancelled', 'AbortError'))
     this.onCancel()
   }
 

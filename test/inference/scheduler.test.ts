@@ -263,7 +263,7 @@ describe('preemption', () => {
 
 it('keeps every text whole over thousands of random steps of joins, cancels, drafts and preemptions', () => {
   let preemptions = 0
-  for (let seed = 1; seed <= 16; seed++) {
+  for (let seed = 1; seed <= 8; seed++) {
     const random = seeded(seed)
     const int = (n: number) => Math.floor(random() * n)
     const simulation = new Simulation(
@@ -313,5 +313,5 @@ it('keeps every text whole over thousands of random steps of joins, cancels, dra
     }
     preemptions += simulation.s.preemptions
   }
-  expect(preemptions).toBeGreaterThan(100)
+  expect(preemptions).toBeGreaterThan(50)
 })

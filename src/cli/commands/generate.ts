@@ -50,16 +50,17 @@ export const generate = defineCommand({
         ...(options.system === undefined ? [] : [{ role: 'system', content: options.system }]),
         { role: 'user', content: options.prompt },
       ]
-      const result = await model.generate(options.raw || !model.template ? options.prompt : messages, {
+      const stream = model.generate(options.raw || !model.template ? options.prompt : messages, {
         maxNewTokens: options['max-new-tokens'],
         temperature: options.temperature,
         topK: options['top-k'],
         topP: options['top-p'],
         seed: options.seed,
+        raw: options.raw,
         signal,
-        ...(options.json ? {} : { onText: (text: string) => void process.stdout.write(text) }),
       })
-      print(options.json ? JSON.stringify({ base: model.name, ...result }) : '')
+      if (!options.json) for await (const { text } of stream) process.stdout.write(text)
+      print(options.json ? JSON.stringify({ base: model.name, ...(await stream.result) }) : '')
     } finally {
       await model.close()
     }

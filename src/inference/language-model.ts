@@ -44,8 +44,13 @@ export interface OpenModelOptions {
   onProgress?: ((progress: FetchProgress) => void) | undefined
 }
 
-/** Plain text or a conversation, or ids as they are. */
-export type Prompt = string | readonly ChatMessage[] | { readonly ids: ArrayLike<number> }
+/** A text or a conversation, a text that is continued as it is, or ids. */
+export type Prompt =
+  | string
+  | readonly ChatMessage[]
+  | { readonly messages: readonly ChatMessage[]; readonly tools?: readonly unknown[] }
+  | { readonly text: string }
+  | { readonly ids: ArrayLike<number> }
 
 export interface TextOptions extends SamplingOptions {
   /** Texts that end the generation; they are not returned. */
@@ -290,6 +295,11 @@ export class LanguageModel {
   /** Ids of a prompt: a conversation through the template, a text too unless it is raw or the base has no template. */
   encodePrompt(prompt: Prompt, options: { raw?: boolean; tools?: readonly unknown[] } = {}): number[] {
     if (typeof prompt === 'object' && 'ids' in prompt) return Array.from(prompt.ids)
+    if (typeof prompt === 'object' && 'text' in prompt) return this.encodePrompt(prompt.text, { raw: true })
+    if (typeof prompt === 'object' && 'messages' in prompt) {
+      const tools = prompt.tools ?? options.tools
+      return this.encodePrompt(prompt.messages, tools ? { tools } : {})
+    }
     if (typeof prompt === 'string' && (options.raw || !this.template))
       return [...this.tokenizer.prefixIds, ...this.tokenizer.encode(prompt)]
     const messages = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt

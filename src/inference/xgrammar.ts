@@ -83,11 +83,13 @@ export interface NativeCompiler {
 
 /** A compiler for tokens given as bytes; a token without bytes is never allowed. */
 export async function createNativeCompiler(
-  vocabulary: Uint8Array[],
+  vocabulary: readonly Uint8Array[],
   stopTokens: readonly number[],
 ): Promise<NativeCompiler> {
   const { TokenizerInfo, GrammarCompiler, GrammarMatcher } = load()
-  const info = await TokenizerInfo.createTokenizerInfo(vocabulary, 'raw', false, vocabulary.length, [...stopTokens])
+  const info = await TokenizerInfo.createTokenizerInfo([...vocabulary], 'raw', false, vocabulary.length, [
+    ...stopTokens,
+  ])
   const compiler = await GrammarCompiler.createGrammarCompiler(info)
   return {
     async compile(grammar) {

@@ -87,13 +87,29 @@ export {
   rowTypes,
 } from './data/index.js'
 export {
+  createConstraint,
+  type EngineRequest,
+  type EngineStatistics,
   type FinishReason,
-  type GenerateOptions,
+  type GeneratedToken,
   type Generation,
+  type GenerationStream,
+  type IndexedGeneration,
   LanguageModel,
+  type ManyOptions,
   type OpenModelOptions,
   openModel,
+  type Prompt,
+  type ResponseFormat,
+  type RowOptions,
+  type SamplingOptions,
   type ScoredRow,
+  type TextChunk,
+  type TextEngine,
+  type TextOptions,
+  type TokenChoice,
+  type TokenConstraint,
+  type TokenStream,
 } from './inference/index.js'
 export { type BaseManifest, type OpenedBase, openBase } from './models/base-directory.js'
 export {

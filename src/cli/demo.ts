@@ -94,7 +94,7 @@ async function answers(sdk: Sdk, recipe: ResolvedRecipe, adapter: string, signal
   const answer = async (peft: string | undefined) => {
     const model = await sdk.openModel({ ...base, adapter: peft, signal })
     try {
-      return (await model.generate(shown.prompt, { maxNewTokens: 24, signal })).text.trim()
+      return (await model.generate(shown.prompt, { maxNewTokens: 24, raw: true, signal }).result).text.trim()
     } finally {
       await model.close()
     }

@@ -1,4 +1,5 @@
 // Continues a prompt, greedily or by sampling (temperature, top-k, top-p). Deterministic for a seed.
+import type { FinishReason } from './request.js'
 import type { InferenceSession } from './session.js'
 import { packSequences } from './session.js'
 
@@ -15,8 +16,6 @@ export interface GenerateOptions {
   readonly stopIds?: readonly number[]
   readonly signal?: AbortSignal
 }
-
-export type FinishReason = 'stop' | 'length'
 
 export interface GeneratedToken {
   readonly id: number

@@ -1,5 +1,28 @@
-// Scoring and generation, as the SDK offers them.
-export { type FinishReason, type GeneratedToken, type GenerateOptions, generateTokens, topTokens } from './generate.js'
-export { type Generation, LanguageModel, type OpenModelOptions, openModel } from './language-model.js'
-export { type ScoredRow, scoreRow, type TokenRow } from './score.js'
+// Scoring, embedding and generation, as the SDK offers them.
+export { createConstraint, type ResponseFormat } from './constraint.js'
+export { generateTokens, topTokens } from './generate.js'
+export {
+  type IndexedGeneration,
+  LanguageModel,
+  type LanguageModelParts,
+  type ManyOptions,
+  type OpenModelOptions,
+  openModel,
+  type Prompt,
+  type RowOptions,
+  type TextOptions,
+} from './language-model.js'
+export type {
+  EngineRequest,
+  EngineStatistics,
+  FinishReason,
+  GeneratedToken,
+  SamplingOptions,
+  TextEngine,
+  TokenChoice,
+  TokenConstraint,
+  TokenStream,
+} from './request.js'
+export { type ScoredRow, scoreRow, scoreRows, type TokenRow } from './score.js'
 export { InferenceSession, type LoadedAdapter, packSequences, type Sequences, type SessionOptions } from './session.js'
+export type { Generation, GenerationStream, TextChunk } from './text.js'

@@ -1,5 +1,6 @@
-// A base with its tokenizer, with or without an adapter, by name or path: what `espalier score` and `generate` and
-// programs use. Text, conversations and token ids go in; log-probabilities and text come out.
+// A base with its tokenizer and any number of adapters, by name or path: what `espalier score`, `generate`, `chat` and
+// `serve` and programs use. Text, conversations and token ids go in; text, log-probabilities and embeddings come out.
+import { basename } from 'node:path'
 import {
   type ChatMessage,
   type ChatTemplate,
@@ -19,15 +20,20 @@ import { architectureOf } from '../models/index.js'
 import { type LoadedBase, loadBase } from '../models/loaded-base.js'
 import { loadAdapter } from '../models/peft.js'
 import { openRuntime, type Runtime, type RuntimeOptions } from '../runtime/index.js'
-import { type FinishReason, type GenerateOptions, generateTokens } from './generate.js'
-import { type ScoredRow, scoreRow } from './score.js'
+import { createConstraint, type ResponseFormat } from './constraint.js'
+import { embedSequences } from './embed.js'
+import { createQueue } from './queue.js'
+import type { EngineRequest, SamplingOptions, TextEngine } from './request.js'
+import { type ScoredRow, scoreRow, scoreRows, type TokenRow } from './score.js'
 import { InferenceSession } from './session.js'
+import { type Generation, type GenerationStream, streamText } from './text.js'
+import { UncachedEngine } from './uncached-engine.js'
 
 export interface OpenModelOptions {
   /** A known name, `hf:org/name`, or a path. */
   base: string
   format?: ImportFormatName | undefined
-  /** A PEFT folder. */
+  /** A PEFT folder, used where a call names no adapter. */
   adapter?: string | undefined
   /** Load an adapter of which only part fits. */
   allowPartial?: boolean | undefined
@@ -38,12 +44,64 @@ export interface OpenModelOptions {
   onProgress?: ((progress: FetchProgress) => void) | undefined
 }
 
-export interface Generation {
-  text: string
-  ids: number[]
-  finishReason: FinishReason
-  promptTokens: number
-  seconds: number
+/** A text or a conversation, a text that is continued as it is, or ids. */
+export type Prompt =
+  | string
+  | readonly ChatMessage[]
+  | { readonly messages: readonly ChatMessage[]; readonly tools?: readonly unknown[] }
+  | { readonly text: string }
+  | { readonly ids: ArrayLike<number> }
+
+export interface TextOptions extends SamplingOptions {
+  /** Texts that end the generation; they are not returned. */
+  readonly stop?: readonly string[]
+  /** A loaded adapter; null: the base; absent: the adapter that the model was opened with. */
+  readonly adapter?: string | null
+  readonly signal?: AbortSignal
+  readonly speculate?: boolean
+  /** Continue a text as it is; without it, it is a user's message where the base has a chat template. */
+  readonly raw?: boolean
+  /** What the answer must be. */
+  readonly responseFormat?: ResponseFormat
+  /** Tool definitions for the chat template. */
+  readonly tools?: readonly unknown[]
+}
+
+export interface ManyOptions extends TextOptions {
+  /** Samples of every prompt; sample k draws with `seed + k`. Default 1. */
+  readonly n?: number
+}
+
+export interface IndexedGeneration extends Generation {
+  /** Which prompt. */
+  readonly index: number
+  /** Which of its samples. */
+  readonly sample: number
+}
+
+export interface RowOptions {
+  readonly adapter?: string | null
+  readonly signal?: AbortSignal
+}
+
+export interface LanguageModelParts {
+  readonly name: string
+  readonly dir: string
+  readonly base: LoadedBase
+  readonly tokenizer: Tokenizer
+  readonly template?: ChatTemplate | undefined
+  readonly engine: TextEngine
+  readonly precision?: Precision
+  /** Frees what the parts stand on. */
+  release?(): Promise<void>
+}
+
+/** Rows are scored and embedded in packs of so many tokens: long enough for full speed. */
+const PACK_TOKENS = 2048
+
+/** The engine of a model. */
+function openEngine(base: LoadedBase, precision: Precision): Promise<TextEngine> {
+  return UncachedEngine.open({ base, precision })
 }
 
 export class LanguageModel {
@@ -52,50 +110,99 @@ export class LanguageModel {
   readonly runtime: Runtime
   readonly tokenizer: Tokenizer
   readonly template: ChatTemplate | undefined
-  readonly #base: LoadedBase
-  readonly #session: InferenceSession
+  readonly engine: TextEngine
+  /** What calls without an `adapter` use. */
+  defaultAdapter: string | null = null
+  readonly #parts: LanguageModelParts
+  readonly #folders = new Map<string, { folder: string; allowPartial: boolean }>()
+  readonly #sessions = new Map<string | null, Promise<InferenceSession>>()
 
-  private constructor(parts: {
-    name: string
-    dir: string
-    runtime: Runtime
-    tokenizer: Tokenizer
-    template: ChatTemplate | undefined
-    base: LoadedBase
-    session: InferenceSession
-  }) {
+  /** A model over parts that are open already; `close` closes the engine and calls `release`. */
+  constructor(parts: LanguageModelParts) {
     this.name = parts.name
     this.dir = parts.dir
-    this.runtime = parts.runtime
+    this.runtime = parts.base.runtime
     this.tokenizer = parts.tokenizer
     this.template = parts.template
-    this.#base = parts.base
-    this.#session = parts.session
+    this.engine = parts.engine
+    this.#parts = parts
   }
 
   static async open(options: OpenModelOptions): Promise<LanguageModel> {
-    const { signal, onProgress, format } = options
+    const { signal, onProgress, format, precision = 'fast' } = options
     const found = await prepareBase(options.base, { format, signal, onProgress })
     const opened = openBase(found.dir)
-    const linears = architectureOf(opened.config.modelType).linears(opened.config)
-    const peft = options.adapter
-      ? loadAdapter(options.adapter, linears, { allowPartial: options.allowPartial ?? false })
-      : undefined
     const tokenizer = createTokenizer(opened.tokenizerJson, opened.tokenizerConfig)
     const template = tokenizer.chatTemplate ? createChatTemplate(tokenizer.chatTemplate, tokenizer) : undefined
     const runtime = await openRuntime(options.runtime ?? {})
     try {
       const base = await loadBase(runtime, opened)
-      const session = await InferenceSession.open({
-        base,
-        adapter: peft ? { shape: { ...peft.layout.adapter, dropout: 0 }, params: peft.values } : null,
-        precision: options.precision ?? 'fast',
-      })
-      return new LanguageModel({ name: found.name, dir: found.dir, runtime, tokenizer, template, base, session })
+      const engine = await openEngine(base, precision)
+      const release = async () => {
+        base.close()
+        await runtime.close()
+      }
+      const { name, dir } = found
+      const model = new LanguageModel({ name, dir, base, tokenizer, template, engine, precision, release })
+      if (options.adapter !== undefined) {
+        const loaded = basename(options.adapter) || 'adapter'
+        await model.loadAdapter(loaded, options.adapter, { allowPartial: options.allowPartial ?? false })
+        model.defaultAdapter = loaded
+      }
+      return model
     } catch (error) {
       await runtime.close()
       throw error
     }
+  }
+
+  /** Loads a PEFT folder under a name that calls may use. */
+  async loadAdapter(name: string, folder: string, options: { allowPartial?: boolean } = {}): Promise<void> {
+    await this.engine.loadAdapter(name, folder, options)
+    this.#folders.set(name, { folder, allowPartial: options.allowPartial ?? false })
+  }
+
+  /** @throws while a generation uses it */
+  unloadAdapter(name: string): void {
+    this.engine.unloadAdapter(name)
+    this.#folders.delete(name)
+    if (this.defaultAdapter === name) this.defaultAdapter = null
+    void this.#sessions.get(name)?.then((session) => session.close())
+    this.#sessions.delete(name)
+  }
+
+  #adapterOf(asked: string | null | undefined): string | null {
+    return asked === undefined ? this.defaultAdapter : asked
+  }
+
+  /** What scores and embeds with an adapter; made when it is first needed. */
+  #session(asked: string | null | undefined): Promise<InferenceSession> {
+    const name = this.#adapterOf(asked)
+    const open = async () => {
+      const { base, precision = 'fast' } = this.#parts
+      if (name === null) return InferenceSession.open({ base, precision })
+      const found = this.#folders.get(name)
+      if (!found) throw new Error(`no adapter ${JSON.stringify(name)} is loaded: load it with loadAdapter first`)
+      const { allowPartial } = found
+      const peft = loadAdapter(found.folder, architectureOf(base.config.modelType).linears(base.config), {
+        allowPartial,
+      })
+      const adapter = { shape: { ...peft.layout.adapter, dropout: 0 }, params: peft.values }
+      return InferenceSession.open({ base, precision, adapter })
+    }
+    let session = this.#sessions.get(name)
+    if (!session) {
+      session = open()
+      this.#sessions.set(name, session)
+      session.catch(() => this.#sessions.delete(name))
+    }
+    return session
+  }
+
+  /** Tokens that end an answer: the end of the sequence and every special token. */
+  get stopIds(): number[] {
+    const { eosId, specialIds } = this.tokenizer
+    return [...new Set([...(eosId === undefined ? [] : [eosId]), ...specialIds])]
   }
 
   /** Ids and scored labels of a row of {text}, {messages} or {inputIds, labels?}. @throws DataError naming the place */
@@ -112,59 +219,179 @@ export class LanguageModel {
     return { inputIds: Array.from(inputIds), labels: isWhole ? undefined : Array.from(labels) }
   }
 
-  /** The log-probability of every token of a row given those before it. */
-  async score(row: unknown, options: { place?: string; top?: number; signal?: AbortSignal } = {}): Promise<ScoredRow> {
-    const place = options.place ?? 'row'
+  #tokenRow(row: unknown, place: string, maxTokens: number): TokenRow {
     const { inputIds, labels } = this.encodeRow(row, place)
-    if (inputIds.length > this.#session.maxTokens)
-      throw new DataError(place, `has ${inputIds.length} tokens; this base takes ${this.#session.maxTokens}`)
+    if (inputIds.length > maxTokens)
+      throw new DataError(place, `has ${inputIds.length} tokens; this base takes ${maxTokens}`)
+    return { inputIds, ...(labels ? { labels } : {}) }
+  }
+
+  /** The log-probability of every token of a row given those before it. */
+  async score(row: unknown, options: RowOptions & { place?: string; top?: number } = {}): Promise<ScoredRow> {
+    const session = await this.#session(options.adapter)
     const { top, signal } = options
-    return scoreRow(
-      this.#session,
-      { inputIds, ...(labels ? { labels } : {}) },
-      { ...(top ? { top } : {}), ...(signal ? { signal } : {}) },
+    const tokens = this.#tokenRow(row, options.place ?? 'row', session.maxTokens)
+    return scoreRow(session, tokens, { ...(top ? { top } : {}), ...(signal ? { signal } : {}) })
+  }
+
+  /** Items in packs of at most `maxTokens` and PACK_TOKENS tokens, a longer one alone. */
+  async #inPacks<T, R>(
+    items: readonly T[],
+    maxTokens: number,
+    lengthOf: (item: T) => number,
+    use: (pack: T[]) => Promise<R[]>,
+  ): Promise<R[]> {
+    const results: R[] = []
+    for (let from = 0; from < items.length; ) {
+      let to = from
+      for (let total = 0; to < items.length; to++) {
+        total += lengthOf(items[to]!)
+        if (to > from && total > Math.min(maxTokens, PACK_TOKENS)) break
+      }
+      results.push(...(await use(items.slice(from, to))))
+      from = to
+    }
+    return results
+  }
+
+  /** Log-probabilities of rows of {text}, {messages}, {prompt, completion} or {inputIds, labels?}, many at a time. */
+  async logps(rows: readonly unknown[], options: RowOptions = {}): Promise<ScoredRow[]> {
+    const session = await this.#session(options.adapter)
+    const encoded = rows.map((row, i) => this.#tokenRow(row, `row ${i + 1}`, session.maxTokens))
+    return this.#inPacks(
+      encoded,
+      session.maxTokens,
+      ({ inputIds }) => inputIds.length,
+      (pack) => scoreRows(session, pack, options.signal),
     )
   }
 
-  /** Ids of a prompt: a conversation through the template, or plain text as it is. */
-  encodePrompt(prompt: string | readonly ChatMessage[]): number[] {
-    if (typeof prompt === 'string') return [...this.tokenizer.prefixIds, ...this.tokenizer.encode(prompt)]
-    if (!this.template) throw new Error(`${this.name} has no chat template: give the prompt as plain text`)
-    return Array.from(this.tokenizer.encode(this.template.render([...prompt], { addGenerationPrompt: true })))
+  /** One vector of length 1 per text or conversation: the mean of the last hidden states of its tokens. */
+  async embed(texts: readonly (string | readonly ChatMessage[])[], options: RowOptions = {}): Promise<Float32Array[]> {
+    const session = await this.#session(options.adapter)
+    const encoded = texts.map((text, i) => {
+      const ids =
+        typeof text === 'string'
+          ? this.encodePrompt(text, { raw: true })
+          : Array.from(this.tokenizer.encode(this.#template().render(text)))
+      if (ids.length === 0) throw new DataError(`text ${i + 1}`, 'has no token to embed')
+      if (ids.length > session.maxTokens)
+        throw new DataError(`text ${i + 1}`, `has ${ids.length} tokens; this base takes ${session.maxTokens}`)
+      return ids
+    })
+    return this.#inPacks(
+      encoded,
+      session.maxTokens,
+      (ids) => ids.length,
+      (pack) => embedSequences(session, pack, options.signal),
+    )
   }
 
-  /** Continues a prompt; `onText` gets the text as it comes. */
-  async generate(
-    prompt: string | readonly ChatMessage[],
-    options: GenerateOptions & { onText?: (text: string) => void } = {},
-  ): Promise<Generation> {
-    const { onText, ...sampling } = options
-    const ids = this.encodePrompt(prompt)
-    const { eosId, specialIds } = this.tokenizer
-    const stopIds = [...new Set([...(eosId === undefined ? [] : [eosId]), ...specialIds, ...(options.stopIds ?? [])])]
-    const stream = this.tokenizer.createDecodeStream()
-    const generated: number[] = []
-    let text = ''
-    const add = (part: string) => {
-      text += part
-      if (part) onText?.(part)
+  #template(): ChatTemplate {
+    if (!this.template) throw new Error(`${this.name} has no chat template: give the prompt as plain text`)
+    return this.template
+  }
+
+  /** Ids of a prompt: a conversation through the template, a text too unless it is raw or the base has no template. */
+  encodePrompt(prompt: Prompt, options: { raw?: boolean; tools?: readonly unknown[] } = {}): number[] {
+    if (typeof prompt === 'object' && 'ids' in prompt) return Array.from(prompt.ids)
+    if (typeof prompt === 'object' && 'text' in prompt) return this.encodePrompt(prompt.text, { raw: true })
+    if (typeof prompt === 'object' && 'messages' in prompt) {
+      const tools = prompt.tools ?? options.tools
+      return this.encodePrompt(prompt.messages, tools ? { tools } : {})
     }
-    const started = performance.now()
-    const tokens = generateTokens(this.#session, ids, { ...sampling, stopIds })
-    let next = await tokens.next()
-    for (; !next.done; next = await tokens.next()) {
-      generated.push(next.value.id)
-      add(stream.push(next.value.id))
+    if (typeof prompt === 'string' && (options.raw || !this.template))
+      return [...this.tokenizer.prefixIds, ...this.tokenizer.encode(prompt)]
+    const messages = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt
+    const tools = options.tools?.length ? { tools: options.tools } : {}
+    return Array.from(this.tokenizer.encode(this.#template().render(messages, { addGenerationPrompt: true, ...tools })))
+  }
+
+  /** A request of the engine; what it returns besides must be freed when the sequence is over. */
+  async #request(prompt: Prompt, options: TextOptions): Promise<{ request: EngineRequest; release(): void }> {
+    const { stop: _, adapter, signal, speculate, raw, responseFormat, tools, ...sampling } = options
+    const promptIds = this.encodePrompt(prompt, { ...(raw ? { raw } : {}), ...(tools ? { tools } : {}) })
+    const stopIds = [...new Set([...this.stopIds, ...(sampling.stopIds ?? [])])]
+    const { vocabSize } = this.#parts.base.config
+    const constraint =
+      responseFormat && (await createConstraint(this.tokenizer, responseFormat, { vocabSize, stopIds }))
+    return {
+      request: {
+        promptIds,
+        sampling: { ...sampling, stopIds, ...(constraint ? { constraint } : {}) },
+        adapter: this.#adapterOf(adapter),
+        ...(speculate === undefined ? {} : { speculate }),
+        ...(signal ? { signal } : {}),
+      },
+      release: () => constraint?.free(),
     }
-    add(stream.end())
-    const seconds = (performance.now() - started) / 1000
-    return { text, ids: generated, finishReason: next.value, promptTokens: ids.length, seconds }
+  }
+
+  /**
+   * Continues a prompt.
+   * @example for await (const { text } of model.generate('Why is the sky blue?')) process.stdout.write(text)
+   * @example const { text } = await model.generate(messages, { responseFormat: { schema } }).result
+   */
+  generate(prompt: Prompt, options: TextOptions = {}): GenerationStream {
+    const opening = this.#request(prompt, options).then(({ request, release }) => {
+      try {
+        return { tokens: this.engine.submit(request), promptTokens: request.promptIds.length, release }
+      } catch (error) {
+        release()
+        throw error
+      }
+    })
+    return streamText(this.tokenizer, options.stop, opening)
+  }
+
+  /** Continues many prompts in one batch; results come as they finish. Ending the iteration early cancels the rest. */
+  async *generateMany(prompts: readonly Prompt[], options: ManyOptions = {}): AsyncGenerator<IndexedGeneration> {
+    const { n = 1, ...rest } = options
+    const places = prompts.flatMap((_, index) => Array.from({ length: n }, (_, sample) => ({ index, sample })))
+    const prepared: { request: EngineRequest; release(): void }[] = []
+    try {
+      for (const { index, sample } of places) {
+        const made = await this.#request(prompts[index]!, { ...rest, seed: (rest.seed ?? 0) + sample })
+        prepared.push(made)
+        const { length } = made.request.promptIds
+        if (length === 0 || length >= this.engine.maxSequenceTokens)
+          throw new DataError(
+            `prompt ${index + 1}`,
+            `has ${length} tokens; this model takes 1 to ${this.engine.maxSequenceTokens - 1}`,
+          )
+      }
+    } catch (error) {
+      for (const { release } of prepared) release()
+      throw error
+    }
+    const streams = this.engine.submitMany(prepared.map(({ request }) => request)).map((tokens, i) => {
+      const { request, release } = prepared[i]!
+      return streamText(
+        this.tokenizer,
+        rest.stop,
+        Promise.resolve({ tokens, promptTokens: request.promptIds.length, release }),
+      )
+    })
+    const finished = createQueue<IndexedGeneration>()
+    let left = streams.length
+    for (const [i, { result }] of streams.entries())
+      result.then(
+        (generation) => {
+          finished.push({ ...generation, ...places[i]! })
+          if (--left === 0) finished.end()
+        },
+        (error) => finished.end(error),
+      )
+    if (left === 0) return
+    yield* finished.read(() => {
+      for (const stream of streams) stream.cancel()
+    })
   }
 
   async close(): Promise<void> {
-    this.#session.close()
-    this.#base.close()
-    await this.runtime.close()
+    await this.engine.close()
+    for (const session of this.#sessions.values()) (await session.catch(() => null))?.close()
+    await this.#parts.release?.()
   }
 }
 

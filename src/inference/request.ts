@@ -97,7 +97,8 @@ export interface TextEngine {
   statistics(): EngineStatistics
   /** Prompt and generated tokens that one sequence may have. */
   readonly maxSequenceTokens: number
-  loadAdapter(name: string, folder: string): Promise<void>
+  /** @throws where it does not fit the base, unless a part is enough */
+  loadAdapter(name: string, folder: string, options?: { readonly allowPartial?: boolean }): Promise<void>
   /** @throws while a sequence uses it */
   unloadAdapter(name: string): void
   adapters(): readonly string[]

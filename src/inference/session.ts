@@ -3,7 +3,15 @@
 import { compile } from '../compiler/compile.js'
 import { type AdapterShape, adapterLeafName, normsLeafName } from '../models/adapter-slot.js'
 import { batchLeaves, type TraceOptions } from '../models/context.js'
-import { graphOptions, headLeaves, logitsGraph, normsGraph, type Precision, scoreGraph } from '../models/graphs.js'
+import {
+  graphOptions,
+  headLeaves,
+  hiddenGraph,
+  logitsGraph,
+  normsGraph,
+  type Precision,
+  scoreGraph,
+} from '../models/graphs.js'
 import type { LoadedBase } from '../models/loaded-base.js'
 import { type BoundProgram, bindProgram, type LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer } from '../runtime/types.js'
@@ -34,6 +42,8 @@ const MAX_TOKENS = 8192
 /** Sizes that programs are compiled for grow by this factor, so that few are made. */
 const GROWTH = 2
 const SMALLEST = 512
+
+const graphs = { score: scoreGraph, logits: logitsGraph, hidden: hiddenGraph } as const
 
 /** Lays sequences end to end, positions from 0 in each. */
 export function packSequences(sequences: readonly ArrayLike<number>[]): Sequences {
@@ -102,7 +112,7 @@ export class InferenceSession {
   private readonly leaf = (name: string): LeafMemory | null => this.memory.get(name) ?? this.base.leaf(name)
 
   /** The program of one kind that takes at least `tokens`; made for twice the need so that few are ever made. */
-  private async program(kind: 'score' | 'logits', tokens: number): Promise<BoundProgram> {
+  private async program(kind: keyof typeof graphs, tokens: number): Promise<BoundProgram> {
     if (tokens > this.maxTokens)
       throw new Error(
         `${tokens} tokens in one call; this session takes ${this.maxTokens}. Shorten the input or raise maxTokens.`,
@@ -115,8 +125,7 @@ export class InferenceSession {
     size = Math.min(size, Math.max(this.maxTokens, tokens))
     const { runtime, architecture } = this.base
     const graph = graphOptions(runtime.info.kernels, this.precision)
-    const traced =
-      kind === 'score' ? scoreGraph(architecture, graph, this.trace()) : logitsGraph(architecture, graph, this.trace())
+    const traced = graphs[kind](architecture, graph, this.trace())
     // Logits are asked for a few rows at a time.
     const dims = { N: size, M: size, S: size + 1, R: 16 }
     const program = await bindProgram(runtime, compile(traced, { dims }), { leaf: this.leaf })
@@ -151,6 +160,15 @@ export class InferenceSession {
     program.i32(headLeaves.rows).set(rows)
     await program.run({ dims: { N: n, S: sequences.cuSeqlens.length, R: rows.length }, signal })
     return program.f32('logits').slice(0, rows.length * this.base.config.vocabSize)
+  }
+
+  /** Last hidden states [N, D] of the packed sequences. */
+  async hidden(sequences: Sequences, signal?: AbortSignal): Promise<Float32Array> {
+    const n = sequences.inputIds.length
+    const program = await this.program('hidden', n)
+    InferenceSession.fill(program, sequences)
+    await program.run({ dims: { N: n, S: sequences.cuSeqlens.length }, signal })
+    return program.f32('hidden').slice(0, n * this.base.config.hiddenSize)
   }
 
   close(): void {

@@ -4,6 +4,7 @@
 import type { Precision } from '../models/graphs.js'
 import type { LoadedBase } from '../models/loaded-base.js'
 import { loadAdapter } from '../models/peft.js'
+import { createQueue } from './queue.js'
 import type {
   EngineRequest,
   EngineStatistics,
@@ -108,16 +109,14 @@ function likeliest(logits: ArrayLike<number>, lse: number, count: number): Token
   return ids.slice(0, count).map((id) => ({ id, logp: logits[id]! - lse }))
 }
 
-/** One request: its tokens so far, and who waits for the next. */
+/** One request and its tokens so far. */
 class Sequence implements TokenStream {
   readonly request: EngineRequest
   readonly finished: Promise<FinishReason>
   readonly cachedTokens = 0
   readonly generated: number[] = []
   isOver = false
-  private readonly queue: GeneratedToken[] = []
-  private error: unknown
-  private wake: (() => void) | null = null
+  private readonly queue = createQueue<GeneratedToken>()
   private settle!: { resolve(reason: FinishReason): void; reject(error: unknown): void }
   private readonly onAbort = () => this.fail(this.request.signal!.reason)
 
@@ -134,23 +133,20 @@ class Sequence implements TokenStream {
   push(token: GeneratedToken): void {
     this.generated.push(token.id)
     this.queue.push(token)
-    this.wake?.()
   }
 
   end(reason: FinishReason): void {
     if (this.isOver) return
     this.over()
     this.settle.resolve(reason)
-    this.wake?.()
+    this.queue.end()
   }
 
   fail(error: unknown): void {
     if (this.isOver) return
     this.over()
-    this.error = error
-    this.queue.length = 0
     this.settle.reject(error)
-    this.wake?.()
+    this.queue.end(error)
   }
 
   cancel(): void {
@@ -162,21 +158,8 @@ class Sequence implements TokenStream {
     this.request.signal?.removeEventListener('abort', this.onAbort)
   }
 
-  async *[Symbol.asyncIterator](): AsyncGenerator<GeneratedToken> {
-    try {
-      for (;;) {
-        const token = this.queue.shift()
-        if (token) yield token
-        else if (this.error !== undefined) throw this.error
-        else if (this.isOver) return
-        else
-          await new Promise<void>((resolve) => {
-            this.wake = resolve
-          })
-      }
-    } finally {
-      this.cancel()
-    }
+  [Symbol.asyncIterator](): AsyncGenerator<GeneratedToken> {
+    return this.queue.read(() => this.cancel())
   }
 }
 
@@ -275,11 +258,11 @@ export class UncachedEngine implements TextEngine {
     }
   }
 
-  async loadAdapter(name: string, folder: string): Promise<void> {
+  async loadAdapter(name: string, folder: string, options: { allowPartial?: boolean } = {}): Promise<void> {
     if (this.sessions.has(name))
       throw new Error(`an adapter ${JSON.stringify(name)} is loaded already; unload it first`)
     const { architecture, config } = this.options.base
-    const peft = loadAdapter(folder, architecture.linears(config))
+    const peft = loadAdapter(folder, architecture.linears(config), options)
     const shape = { ...peft.layout.adapter, dropout: 0 }
     this.sessions.set(name, await UncachedEngine.session(this.options, { shape, params: peft.values }))
   }

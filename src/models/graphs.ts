@@ -3,6 +3,7 @@ import { type DType, Graph, type GraphOptions, type Shape, type Value } from '..
 import { cast } from '../compiler/ops/elementwise.js'
 import { linearLogProb } from '../compiler/ops/linear-log-prob.js'
 import { quantLinear } from '../compiler/ops/quant-linear.js'
+import { convert } from '../compiler/ops/rotary.js'
 import { MASK_BITS, SAMPLING_COLUMNS, sampleTokens } from '../compiler/ops/sample-tokens.js'
 import { gather } from '../compiler/ops/shape.js'
 import { weightLeaf } from '../compiler/ops/weight.js'
@@ -87,6 +88,18 @@ export function pagedGraph(
     })
     for (const [name, value] of Object.entries(drawn)) g.output(name, value)
   })
+  return g
+}
+
+/** Output `hidden` f32 [N, D]: what the head would read. */
+export function hiddenGraph(architecture: Architecture, graph: GraphOptions, trace: TraceOptions): Graph {
+  const g = new Graph(graph)
+  const ctx = new ModelContext(g, trace)
+  const hidden = architecture.build(ctx)
+  g.output(
+    'hidden',
+    g.in('head', () => convert(hidden, 'f32')),
+  )
   return g
 }
 

@@ -199,9 +199,9 @@ it('generate continues a prompt, the same for the same seed', async () => {
     '3',
     '--json',
   ]
-  const first = await espalierJson<{ ids: number[]; text: string }>(args, options)
-  expect(first.ids.length).toBeGreaterThan(0)
-  expect((await espalierJson<{ ids: number[] }>(args, options)).ids).toEqual(first.ids)
+  const first = await espalierJson<{ tokenIds: number[]; text: string }>(args, options)
+  expect(first.tokenIds.length).toBeGreaterThan(0)
+  expect((await espalierJson<{ tokenIds: number[] }>(args, options)).tokenIds).toEqual(first.tokenIds)
   const { stdout } = await espalier(args.slice(0, -1), options)
   expect(stdout).toBe(`${first.text}\n`)
 })

@@ -1,0 +1,21 @@
+// Embeddings of texts: the mean of the last hidden states of their tokens, scaled to length 1.
+import { type InferenceSession, packSequences } from './session.js'
+
+/** One vector of `hiddenSize` per sequence. */
+export async function embedSequences(
+  session: InferenceSession,
+  sequences: readonly ArrayLike<number>[],
+  signal?: AbortSignal,
+): Promise<Float32Array[]> {
+  const { hiddenSize } = session.base.config
+  const packed = packSequences(sequences)
+  const hidden = await session.hidden(packed, signal) // [N, D]
+  return sequences.map((_, d) => {
+    const [from, to] = [packed.cuSeqlens[d]!, packed.cuSeqlens[d + 1]!]
+    const sums = new Float64Array(hiddenSize)
+    for (let row = from; row < to; row++)
+      for (let i = 0; i < hiddenSize; i++) sums[i] = sums[i]! + hidden[row * hiddenSize + i]!
+    const length = Math.sqrt(sums.reduce((sum, x) => sum + x * x, 0))
+    return Float32Array.from(sums, (x) => x / (length || 1))
+  })
+}

@@ -1,0 +1,98 @@
+// An OpenAI-compatible server over one model: `espalier serve`, or a program's own.
+import { realpathSync } from 'node:fs'
+import type { AddressInfo } from 'node:net'
+import { createApp, type LogLevel } from './app.js'
+import type { ServedModel, ServerContext } from './context.js'
+import { drainingError } from './errors.js'
+import { createKeyCheck } from './keys.js'
+import { Admission, defaultLimits, type ServerLimits } from './limits.js'
+import { createMetrics } from './metrics.js'
+
+export { type LogLevel, logLevels } from './app.js'
+export type { ServedModel } from './context.js'
+export { defaultLimits, type ServerLimits } from './limits.js'
+
+export interface ServeOptions {
+  readonly model: ServedModel
+  /** The name of the base in requests. Default: the model's. */
+  readonly name?: string | undefined
+  /** Default 127.0.0.1. */
+  readonly host?: string | undefined
+  /** 0 (default): any that is free. */
+  readonly port?: number | undefined
+  /** None: everyone who can connect may ask. */
+  readonly apiKeys?: readonly string[] | undefined
+  /** A folder whose adapters may be loaded and unloaded over HTTP. */
+  readonly adapterFolder?: string | undefined
+  readonly limits?: Partial<ServerLimits> | undefined
+  /** Default silent. */
+  readonly logLevel?: LogLevel | undefined
+  readonly logStream?: { write(line: string): void } | undefined
+}
+
+export interface RunningServer {
+  readonly url: string
+  readonly host: string
+  readonly port: number
+  /** Requests that are being answered. */
+  readonly active: number
+  /** Takes no new requests, lets the running ones end until the deadline, ends the others, and closes. */
+  drain(): Promise<void>
+}
+
+/** Time that the last answers get on their way. */
+const flushMs = 2000
+
+/** Settled when `done` says so, looked at often enough for people. */
+async function waitUntil(done: () => boolean, deadline: number): Promise<void> {
+  const lookMs = 20
+  while (!done() && performance.now() < deadline) await new Promise((resolve) => setTimeout(resolve, lookMs))
+}
+
+/** Starts a server. The model stays the caller's to close. */
+export async function serve(options: ServeOptions): Promise<RunningServer> {
+  const { model, host = '127.0.0.1', port = 0 } = options
+  const limits: ServerLimits = { ...defaultLimits, ...options.limits }
+  const admission = new Admission(limits)
+  const context: ServerContext = {
+    model,
+    name: options.name ?? model.name,
+    limits: { ...limits, maxChoices: Math.min(limits.maxChoices, limits.maxConcurrent) },
+    admission,
+    metrics: createMetrics(admission, () => model.engine.statistics()),
+    checkKey: createKeyCheck(options.apiKeys ?? []),
+    adapterFolder: options.adapterFolder === undefined ? null : realpathSync(options.adapterFolder),
+    created: Math.floor(Date.now() / 1000),
+    isDraining: false,
+    active: new Set(),
+  }
+  const app = createApp(context, { level: options.logLevel ?? 'silent', stream: options.logStream ?? process.stderr })
+  await app.listen({ host, port })
+  const address = app.server.address() as AddressInfo
+  const shown = address.family === 'IPv6' ? `[${address.address}]` : address.address
+  let draining: Promise<void> | undefined
+
+  const drain = async () => {
+    context.isDraining = true
+    await waitUntil(() => context.active.size === 0, performance.now() + limits.drainSeconds * 1000)
+    for (const controller of context.active) controller.abort(drainingError())
+    // Aborted requests still word their error.
+    await waitUntil(() => context.active.size === 0, performance.now() + limits.stallSeconds * 1000)
+    const closing = app.close()
+    await Promise.race([closing, new Promise((resolve) => setTimeout(resolve, flushMs))])
+    app.server.closeAllConnections() // those that never sent a whole request, or do not take their answer
+    await closing
+  }
+  return {
+    url: `http://${shown}:${address.port}`,
+    host: address.address,
+    port: address.port,
+    get active() {
+      return context.active.size
+    },
+    drain() {
+      draining ??= drain()
+      return draining
+    },
+  }
+}

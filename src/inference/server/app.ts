@@ -1,7 +1,7 @@
 // The Fastify application: limits, keys, errors in one shape, one log line and one count per request, and the routes.
 import Fastify, { type FastifyInstance } from 'fastify'
 import type { ServerContext } from './context.js'
-import { ApiError, errorBody, toApiError } from './errors.js'
+import { ApiError, badRequest, errorBody, toApiError } from './errors.js'
 import { routes } from './routes/index.js'
 
 export const logLevels = ['silent', 'fatal', 'error', 'warn', 'info', 'debug', 'trace'] as const
@@ -35,6 +35,7 @@ export function createApp(
     http: {
       headersTimeout: limits.headersSeconds * 1000,
       connectionsCheckingInterval: connectionCheckMs,
+      requireHostHeader: false, // Node's own answer has no body; ours is below
       keepAlive: true, // finds peers that are gone without a word
       keepAliveInitialDelay: tcpProbeMs,
     },
@@ -60,13 +61,16 @@ export function createApp(
   app.addHook('onRequest', async (request, reply) => {
     const begin = performance.now()
     const route = request.routeOptions.url ?? 'none'
+    context.unanswered++
     reply.raw.once('close', () => {
+      context.unanswered--
       const status = reply.raw.writableFinished ? reply.raw.statusCode : leftStatus
       const seconds = (performance.now() - begin) / 1000
       metrics.request(route, request.method, status, seconds)
       request.log.info({ method: request.method, route, status, ms: Math.round(seconds * 1000) }, 'request')
     })
     reply.header('x-request-id', request.id)
+    if (!request.headers.host && request.raw.httpVersion === '1.1') throw badRequest('the host header is missing')
     if (route.startsWith('/v1/') || request.url.startsWith('/v1/')) context.checkKey(request.headers.authorization)
   })
   // An answer that nobody takes off the line does not stay.
@@ -82,10 +86,9 @@ export function createApp(
     return reply.code(problem.status).headers(problem.headers).send(errorBody(problem))
   })
   app.setNotFoundHandler((request) => {
-    const other = request.method === 'GET' ? 'POST' : 'GET'
     const url = request.url.split('?')[0]!
-    if (app.hasRoute({ method: other, url }))
-      throw new ApiError(405, `${url} takes ${other}, not ${request.method}`, { headers: { allow: other } })
+    const allow = (['GET', 'POST'] as const).find((method) => app.hasRoute({ method, url }))
+    if (allow) throw new ApiError(405, `${url} takes ${allow}, not ${request.method}`, { headers: { allow } })
     throw new ApiError(404, `there is no ${request.method} ${url.slice(0, 200)} here`, { code: 'unknown_url' })
   })
   for (const route of routes) route(app, context)

@@ -24,6 +24,8 @@ export interface ServerContext {
   /** Seconds since 1970 at the start. */
   readonly created: number
   isDraining: boolean
+  /** Requests whose answer is not yet on its way as a whole. */
+  unanswered: number
   /** Aborts the requests that are being answered. */
   readonly active: Set<AbortController>
 }

@@ -64,6 +64,7 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
     adapterFolder: options.adapterFolder === undefined ? null : realpathSync(options.adapterFolder),
     created: Math.floor(Date.now() / 1000),
     isDraining: false,
+    unanswered: 0,
     active: new Set(),
   }
   const app = createApp(context, { level: options.logLevel ?? 'silent', stream: options.logStream ?? process.stderr })
@@ -79,8 +80,8 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
     // Aborted requests still word their error.
     await waitUntil(() => context.active.size === 0, performance.now() + limits.stallSeconds * 1000)
     const closing = app.close()
-    await Promise.race([closing, new Promise((resolve) => setTimeout(resolve, flushMs))])
-    app.server.closeAllConnections() // those that never sent a whole request, or do not take their answer
+    await waitUntil(() => context.unanswered === 0, performance.now() + flushMs)
+    app.server.closeAllConnections() // idle ones, and those that do not send their request or take their answer
     await closing
   }
   return {

@@ -15,7 +15,10 @@ export const maybe = <T extends z.ZodType>(schema: T) => schema.nullish()
 
 /** A field of OpenAI's that is not supported; only null is taken, or what changes nothing. */
 export const refused = (why: string, isHarmless: (value: unknown) => boolean = () => false) =>
-  z.unknown().refine((value) => value === undefined || value === null || isHarmless(value), { error: why })
+  z
+    .unknown()
+    .refine((value) => value === undefined || value === null || isHarmless(value), { error: why })
+    .optional()
 
 const depthOf = (value: unknown, limit: number): number => {
   if (typeof value !== 'object' || value === null || limit === 0) return 0

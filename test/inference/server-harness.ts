@@ -4,8 +4,15 @@ import { connect } from 'node:net'
 import { join } from 'node:path'
 import OpenAI from 'openai'
 import { expect } from 'vitest'
+import { CounterRandom } from '../../src/data/index.js'
 import { type RunningServer, type ServedModel, type ServeOptions, serve } from '../../src/inference/server/index.js'
+import { layoutAdapter } from '../../src/models/adapter-layout.js'
+import { openBase } from '../../src/models/base-directory.js'
 import { importBase } from '../../src/models/import.js'
+import { architectureOf } from '../../src/models/index.js'
+import { loraDefaults } from '../../src/models/lora-config.js'
+import { resolveTargets } from '../../src/models/lora-targets.js'
+import { saveAdapter } from '../../src/models/peft.js'
 import { goldenDir } from '../golden/folder.js'
 
 export const template = [
@@ -32,6 +39,20 @@ export async function importTinyChat(folder: string, chatTemplate: string | null
   const out = join(folder, `base-${chatTemplate === null ? 'plain' : 'chat'}-${Math.random().toString(36).slice(2)}`)
   await importBase({ source, out, format: 'none', name: 'tiny' })
   return out
+}
+
+/** Writes a PEFT folder for the tiny base with numbers large enough to change what it says. */
+export function saveTinyAdapter(base: string, folder: string, seed: number): string {
+  const { config } = openBase(base)
+  const lora = { ...loraDefaults, rank: 4, alpha: 8 }
+  const layout = layoutAdapter(resolveTargets(lora, architectureOf(config.modelType).linears(config)), {
+    useDora: false,
+    dropout: 0,
+  })
+  const random = new CounterRandom(seed, 'server/adapter')
+  const values = Float32Array.from({ length: layout.length }, () => (random.nextInt(2001) - 1000) / 4000)
+  saveAdapter(folder, { lora, layout, values, baseModel: 'tiny' })
+  return folder
 }
 
 export const start = (model: ServedModel, options: Partial<ServeOptions> = {}): Promise<RunningServer> =>

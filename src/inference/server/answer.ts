@@ -3,7 +3,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Generation, GenerationStream, TextOptions } from '../language-model.js'
 import type { GeneratedToken } from '../request.js'
-import type { ServerContext } from './context.js'
+import { adapterOf, type ServerContext } from './context.js'
 import { badRequest, drainingError, errorBody, toApiError } from './errors.js'
 import { choiceSeed } from './sampling.js'
 import { ClientGoneError, createEventStream, type EventStream } from './sse.js'
@@ -31,6 +31,8 @@ export interface Wording {
 }
 
 export interface Job {
+  /** As the request names it. */
+  readonly model: string
   readonly prompts: readonly ArrayLike<number>[]
   /** Choices per prompt. */
   readonly n: number
@@ -100,6 +102,7 @@ async function generate(
   }
   const release = await context.admission.acquire(job.prompts.length * n, controller.signal)
   try {
+    adapterOf(context, job.model) // it may have been unloaded in the meantime
     // All are submitted before any is followed, so that choices of one prompt share its cache.
     const streams = job.prompts.flatMap((ids, p) =>
       Array.from({ length: n }, (_, k) =>

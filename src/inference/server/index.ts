@@ -1,5 +1,5 @@
 // An OpenAI-compatible server over one model: `espalier serve`, or a program's own.
-import { realpathSync } from 'node:fs'
+import { realpathSync, statSync } from 'node:fs'
 import type { AddressInfo } from 'node:net'
 import { createApp, type LogLevel } from './app.js'
 import type { ServedModel, ServerContext } from './context.js'
@@ -49,6 +49,21 @@ async function waitUntil(done: () => boolean, deadline: number): Promise<void> {
   while (!done() && performance.now() < deadline) await new Promise((resolve) => setTimeout(resolve, lookMs))
 }
 
+const listenErrors: Record<string, string> = {
+  EADDRINUSE: 'the port is in use; choose another, or 0 for any that is free',
+  EACCES: 'this port needs more rights; choose one from 1024 on',
+  EADDRNOTAVAIL: 'this machine does not have the address',
+  ENOTFOUND: 'the name of the host is not known',
+}
+
+function folderOf(path: string): string {
+  try {
+    const real = realpathSync(path)
+    if (statSync(real).isDirectory()) return real
+  } catch {}
+  throw new Error(`${path}: no such folder to load adapters from`)
+}
+
 /** Starts a server. The model stays the caller's to close. */
 export async function serve(options: ServeOptions): Promise<RunningServer> {
   const { model, host = '127.0.0.1', port = 0 } = options
@@ -61,14 +76,19 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
     admission,
     metrics: createMetrics(admission, () => model.engine.statistics()),
     checkKey: createKeyCheck(options.apiKeys ?? []),
-    adapterFolder: options.adapterFolder === undefined ? null : realpathSync(options.adapterFolder),
+    adapterFolder: options.adapterFolder === undefined ? null : folderOf(options.adapterFolder),
     created: Math.floor(Date.now() / 1000),
     isDraining: false,
     unanswered: 0,
     active: new Set(),
   }
   const app = createApp(context, { level: options.logLevel ?? 'silent', stream: options.logStream ?? process.stderr })
-  await app.listen({ host, port })
+  try {
+    await app.listen({ host, port })
+  } catch (error) {
+    const why = listenErrors[(error as NodeJS.ErrnoException).code ?? '']
+    throw why ? new Error(`cannot listen on ${host}:${port}: ${why}`, { cause: error }) : error
+  }
   const address = app.server.address() as AddressInfo
   const shown = address.family === 'IPv6' ? `[${address.address}]` : address.address
   let draining: Promise<void> | undefined

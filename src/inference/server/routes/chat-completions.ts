@@ -142,6 +142,7 @@ export const chatCompletions: Route = (app, context) => {
       maxNewTokens: roomFor(context, ids.length, maxTokens, 'messages'),
     }
     return answer(request, reply, context, {
+      model: body.model,
       prompts: [ids],
       n: body.n ?? 1,
       seed: requestSeed(body),

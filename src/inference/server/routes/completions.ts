@@ -65,6 +65,7 @@ export const completions: Route = (app, context) => {
     }
     const rooms = prompts.map((ids) => roomFor(context, ids.length, body.max_tokens ?? undefined, 'prompt'))
     return answer(request, reply, context, {
+      model: body.model,
       prompts,
       n: body.n ?? 1,
       seed: requestSeed(body),

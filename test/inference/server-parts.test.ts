@@ -1,5 +1,8 @@
-// The parts of the server that need no model: tool calls in text, places and queue, keys, seeds, where adapters may lie.
+// The parts of the server that need no model: tool calls in text, places and queue, events, keys, seeds, where adapters may lie.
+import { once } from 'node:events'
 import { mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:http'
+import { type AddressInfo, connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -8,6 +11,7 @@ import { createKeyCheck } from '../../src/inference/server/keys.js'
 import { Admission } from '../../src/inference/server/limits.js'
 import { confinedAdapter } from '../../src/inference/server/routes/adapters.js'
 import { choiceSeed } from '../../src/inference/server/sampling.js'
+import { ClientGoneError, createEventStream } from '../../src/inference/server/sse.js'
 import { callSchema, createToolCallParser, type ParsedPart } from '../../src/inference/server/tool-calls.js'
 
 const names = new Set(['weather', 'add'])
@@ -156,6 +160,59 @@ describe('admission', () => {
     expect(admission.running).toBe(0)
     await expect(admission.acquire(1, AbortSignal.abort(new Error('gone')))).rejects.toThrow('gone')
     expect(admission.running).toBe(0)
+  })
+})
+
+describe('events', () => {
+  /** A server that sends as long as it can, and a client that connects and asks. */
+  async function sendForever(stallMs: number, onSocket: (socket: Socket) => void) {
+    const found = { sent: 0, mostBuffered: 0, error: undefined as unknown }
+    const server = createServer(async (_, response) => {
+      const events = createEventStream(response, { stallMs, headers: {} })
+      const event = { text: 'x'.repeat(10_000) }
+      try {
+        for (;;) {
+          await events.send(event)
+          found.sent++
+          found.mostBuffered = Math.max(found.mostBuffered, response.writableLength)
+          await new Promise((resolve) => setImmediate(resolve))
+        }
+      } catch (error) {
+        found.error = error
+      }
+    }).listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    const socket = connect((server.address() as AddressInfo).port, '127.0.0.1')
+    socket.on('error', () => {})
+    socket.write('GET / HTTP/1.1\r\nhost: x\r\n\r\n')
+    onSocket(socket)
+    await expect.poll(() => found.error, { timeout: 20_000 }).toBeInstanceOf(ClientGoneError)
+    socket.destroy()
+    server.close()
+    server.closeAllConnections()
+    return found
+  }
+
+  it('wait for a client that does not read, hold next to nothing for it, and drop it', async () => {
+    const found = await sendForever(300, (socket) => socket.pause())
+    expect((found.error as Error).message).toBe('the client has read nothing for 0.3 s')
+    expect(found.sent).toBeGreaterThan(3)
+    expect(found.mostBuffered).toBeLessThan(200_000)
+  })
+
+  it('go on for a slow one, until it leaves', async () => {
+    let read = 0
+    const found = await sendForever(300, (socket) => {
+      socket.on('data', (chunk) => {
+        read += chunk.length
+        socket.pause()
+        setTimeout(() => socket.resume(), 5)
+        if (read > 20_000_000) socket.destroy()
+      })
+    })
+    expect((found.error as Error).message).toBe('the client has left')
+    expect(found.sent).toBeGreaterThan(1500)
+    expect(found.mostBuffered).toBeLessThan(200_000)
   })
 })
 

@@ -8,7 +8,10 @@ import { ApiError, badRequest } from '../errors.js'
 import { parseBody } from '../schemas.js'
 import type { Route } from './route.js'
 
-const name = z.string().regex(/^[\w.-][\w./-]{0,127}$/, 'must be 1 to 128 letters, digits, or any of _ . / -')
+const name = z
+  .string()
+  .max(128)
+  .regex(/^\w[\w.-]*(\/\w[\w.-]*)*$/, 'must be made of letters, digits, _ . - and single slashes')
 const loadSchema = z.strictObject({ lora_name: name, lora_path: z.string().min(1).max(4096) })
 const unloadSchema = z.strictObject({ lora_name: name, lora_int_id: z.int().nullish() })
 

@@ -1,5 +1,5 @@
 // The Fastify application: limits, keys, errors in one shape, one log line and one count per request, and the routes.
-import Fastify, { type FastifyInstance } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyReply } from 'fastify'
 import type { ServerContext } from './context.js'
 import { ApiError, badRequest, errorBody, toApiError } from './errors.js'
 import { routes } from './routes/index.js'
@@ -41,7 +41,7 @@ export function createApp(
     },
     frameworkErrors: (error, request, reply) => {
       const problem = toApiError(error, request.id, limits.maxBodyBytes)
-      void reply.code(problem.status).send(errorBody(problem) as never)
+      void (reply as FastifyReply).code(problem.status).send(errorBody(problem))
     },
     clientErrorHandler: (error, socket) => {
       const [status, reason, message] = clientErrors[error.code] ?? malformed

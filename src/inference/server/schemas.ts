@@ -1,6 +1,7 @@
 // What the bodies of requests look like: as strict as OpenAI where OpenAI is. Fields that OpenAI has and that change nothing
 // here are taken and left alone; those that would change the answer and are not supported are refused by name.
 import { z } from 'zod'
+import { nearest } from '../../data/errors.js'
 import { badRequest } from './errors.js'
 
 const maxStops = 4
@@ -117,6 +118,7 @@ function deepest(issues: readonly z.core.$ZodIssue[], at: readonly PropertyKey[]
       const [key] = issue.keys
       return { path: [...path, key!], message: 'unrecognized request argument' }
     }
+    if (issue.code === 'invalid_key') return { path, message: issue.issues[0]?.message ?? issue.message }
     return { path, message: issue.message }
   })
   return problems[0]!
@@ -130,5 +132,8 @@ export function parseBody<T extends z.ZodType>(schema: T, body: unknown): z.infe
   if (parsed.success) return parsed.data
   const { path, message } = deepest(parsed.error.issues)
   const name = nameOf(path)
-  throw badRequest(name === '' ? message : `${name}: ${message}`, name || null, 'invalid_value')
+  const known = schema instanceof z.ZodObject && path.length === 1 ? Object.keys(schema.shape) : []
+  const meant = known.includes(name) ? undefined : nearest(name, known)
+  const hint = meant ? `; did you mean ${JSON.stringify(meant)}?` : ''
+  throw badRequest(name === '' ? message : `${name}: ${message}${hint}`, name || null, 'invalid_value')
 }

@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
 import {
   clientOf,
@@ -10,14 +11,14 @@ import {
   expectApiError,
   expectIdle,
   importTinyChat,
+  openTestModel,
   post,
   saveTinyAdapter,
   start,
 } from './server-harness.js'
-import { openTestModel, type TestModel } from './server-model.js'
 
 let folder: string
-let model: TestModel
+let model: LanguageModel
 let server: RunningServer
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'espalier-server-'))

@@ -6,12 +6,12 @@ import type OpenAI from 'openai'
 import { zodResponseFormat } from 'openai/helpers/zod'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { z } from 'zod'
+import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
-import { clientOf, expectIdle, importTinyChat, start } from './server-harness.js'
-import { openTestModel, type TestModel } from './server-model.js'
+import { clientOf, expectIdle, importTinyChat, openTestModel, start } from './server-harness.js'
 
 let folder: string
-let model: TestModel
+let model: LanguageModel
 let server: RunningServer
 let client: OpenAI
 beforeAll(async () => {

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import OpenAI from 'openai'
 import { expect } from 'vitest'
 import { CounterRandom } from '../../src/data/index.js'
+import { type LanguageModel, openModel } from '../../src/inference/index.js'
 import { type RunningServer, type ServedModel, type ServeOptions, serve } from '../../src/inference/server/index.js'
 import { layoutAdapter } from '../../src/models/adapter-layout.js'
 import { openBase } from '../../src/models/base-directory.js'
@@ -54,6 +55,9 @@ export function saveTinyAdapter(base: string, folder: string, seed: number): str
   saveAdapter(folder, { lora, layout, values, baseModel: 'tiny' })
   return folder
 }
+
+/** The model as the command line opens it, in strict arithmetic. */
+export const openTestModel = (base: string): Promise<LanguageModel> => openModel({ base, precision: 'strict' })
 
 export const start = (model: ServedModel, options: Partial<ServeOptions> = {}): Promise<RunningServer> =>
   serve({ model, ...options })

@@ -5,9 +5,18 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { CounterRandom } from '../../src/data/index.js'
+import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
-import { endId, expectApiError, expectIdle, importTinyChat, post, sendRaw, start } from './server-harness.js'
-import { openTestModel, type TestModel } from './server-model.js'
+import {
+  endId,
+  expectApiError,
+  expectIdle,
+  importTinyChat,
+  openTestModel,
+  post,
+  sendRaw,
+  start,
+} from './server-harness.js'
 
 const limits = {
   maxBodyBytes: 64 * 1024,
@@ -19,7 +28,7 @@ const limits = {
 }
 
 let folder: string
-let model: TestModel
+let model: LanguageModel
 let server: RunningServer
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'espalier-server-'))

@@ -1,15 +1,24 @@
 // The server under more than it takes: the queue and Retry-After, keys, draining, adapters, metrics.
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI from 'openai'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer, ServeOptions } from '../../src/inference/server/index.js'
-import { clientOf, endId, expectApiError, expectIdle, importTinyChat, post, start } from './server-harness.js'
-import { openTestModel, type TestModel } from './server-model.js'
+import {
+  clientOf,
+  endId,
+  expectApiError,
+  expectIdle,
+  importTinyChat,
+  openTestModel,
+  post,
+  start,
+} from './server-harness.js'
 
 let folder: string
-let model: TestModel
+let model: LanguageModel
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'espalier-server-'))
   model = await openTestModel(await importTinyChat(folder))

@@ -4,12 +4,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
+import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
-import { clientOf, contextTokens, endId, expectIdle, importTinyChat, start } from './server-harness.js'
-import { openTestModel, type TestModel } from './server-model.js'
+import { clientOf, contextTokens, endId, expectIdle, importTinyChat, openTestModel, start } from './server-harness.js'
 
 let folder: string
-let model: TestModel
+let model: LanguageModel
 let server: RunningServer
 let client: OpenAI
 beforeAll(async () => {
@@ -210,7 +210,9 @@ describe('completions', () => {
       usage: { prompt_tokens: 7, completion_tokens: 10 },
     })
     const ids = Array.from(model.tokenizer.encode('one two'))
-    expect((await client.completions.create({ ...completion, prompt: ids })).choices).toEqual(answer.choices)
+    expect((await client.completions.create({ ...completion, prompt: ids as number[] })).choices).toEqual(
+      answer.choices,
+    )
     const events = await collect(await client.completions.create({ ...completion, stream: true }))
     expect(events.map(({ choices }) => choices[0]!.text).join('')).toBe(answer.choices[0]!.text)
     expect(events.at(-1)!.choices[0]!.finish_reason).toBe('length')

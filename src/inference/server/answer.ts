@@ -1,17 +1,12 @@
 // One request for text, from the queue to the last byte: the same for chat and plain completions, streamed or whole. Every
 // choice is a sequence of its own; all of them are cancelled when the client leaves or one of them fails.
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { Generation, GenerationStream, TextOptions } from '../language-model.js'
-import type { GeneratedToken } from '../request.js'
+import type { TextOptions } from '../language-model.js'
+import type { Generation, GenerationStream, TextChunk } from '../text.js'
 import { adapterOf, type ServerContext } from './context.js'
 import { badRequest, drainingError, errorBody, toApiError } from './errors.js'
 import { choiceSeed } from './sampling.js'
 import { ClientGoneError, createEventStream, type EventStream } from './sse.js'
-
-export interface Piece {
-  readonly text: string
-  readonly tokens: readonly GeneratedToken[]
-}
 
 /** A choice that has ended. */
 export interface Choice {
@@ -23,7 +18,7 @@ export interface Choice {
 export interface Wording {
   /** Events before the text of a choice. */
   begin(index: number): object[]
-  piece(index: number, piece: Piece): object[]
+  piece(index: number, piece: TextChunk): object[]
   /** Events when a choice has ended. */
   end(choice: Choice): object[]
   usage(usage: Usage): object
@@ -71,7 +66,7 @@ async function follow(
   stream: GenerationStream,
   context: ServerContext,
   begin: number,
-  onPiece: (piece: Piece) => Promise<void>,
+  onPiece: (piece: TextChunk) => Promise<void>,
 ): Promise<Generation> {
   let first: number | undefined
   let last = 0
@@ -107,7 +102,7 @@ async function generate(
     const streams = job.prompts.flatMap((ids, p) =>
       Array.from({ length: n }, (_, k) =>
         context.model.generate(
-          { ids: Array.from(ids) },
+          { ids },
           { ...job.options(p), seed: choiceSeed(job.seed, k), signal: controller.signal },
         ),
       ),

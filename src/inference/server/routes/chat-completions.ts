@@ -1,5 +1,6 @@
 // POST /v1/chat/completions: conversations through the chat template, with tools and constrained output.
 import { randomUUID } from 'node:crypto'
+import { ResponseFormatError } from '../../constraint.js'
 import type { TextOptions } from '../../language-model.js'
 import { answer, type Choice, type Wording } from '../answer.js'
 import { type ChatBody, chatSchema, type FunctionTool } from '../chat-schema.js'
@@ -141,7 +142,7 @@ export const chatCompletions: Route = (app, context) => {
       adapter,
       maxNewTokens: roomFor(context, ids.length, maxTokens, 'messages'),
     }
-    return answer(request, reply, context, {
+    const answering = answer(request, reply, context, {
       model: body.model,
       prompts: [ids],
       n: body.n ?? 1,
@@ -150,6 +151,10 @@ export const chatCompletions: Route = (app, context) => {
       isStream: body.stream ?? false,
       includesUsage: body.stream_options?.include_usage ?? false,
       wording: wordingOf(context, body, use),
+    })
+    return answering.catch((error: unknown) => {
+      if (!(error instanceof ResponseFormatError)) throw error
+      throw badRequest(error.message, use.forced.length > 0 ? 'tools' : 'response_format', 'invalid_schema')
     })
   })
 }

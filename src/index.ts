@@ -1,4 +1,5 @@
 // The SDK: everything a program, a recipe or a dataset may import from `espalier`.
+import type { RunningServer, ServeOptions } from './inference/server/index.js'
 import {
   type LoadRecipeOptions,
   loadRecipe as loadRecipeWith,
@@ -62,6 +63,12 @@ export function inspect(
   return inspectRecipe(trainable(recipe), options)
 }
 
+/** Starts an OpenAI-compatible server over an open model, which stays the caller's to close. */
+export async function serve(options: ServeOptions): Promise<RunningServer> {
+  const server = await import('./inference/server/index.js') // nobody else waits for its libraries
+  return server.serve(options)
+}
+
 export {
   type ChatMessage,
   CounterRandom,
@@ -111,6 +118,7 @@ export {
   type TokenConstraint,
   type TokenStream,
 } from './inference/index.js'
+export type { RunningServer, ServeOptions, ServerLimits } from './inference/server/index.js'
 export { type BaseManifest, type OpenedBase, openBase } from './models/base-directory.js'
 export {
   BaseUnavailableError,

@@ -17,6 +17,11 @@ export type ResponseFormat =
   | { readonly schema: z.ZodType | Readonly<Record<string, unknown>> }
   | { readonly regex: string | RegExp }
 
+/** A response format that cannot be followed, as opposed to a failure while following it. */
+export class ResponseFormatError extends Error {
+  override readonly name = 'ResponseFormatError'
+}
+
 const WORD_BITS = 32
 
 // The compiler's characters are any bytes of the right form; these are not UTF-8 (Unicode 15, table 3-7): after a first byte
@@ -124,19 +129,19 @@ function grammarOf(format: ResponseFormat): Grammar {
   if ('regex' in format) {
     const { regex } = format
     if (regex instanceof RegExp && /[^gdu]/.test(regex.flags))
-      throw new Error(`the flags of ${regex} are not supported: write out what they mean`)
+      throw new ResponseFormatError(`the flags of ${regex} are not supported: write out what they mean`)
     const source = typeof regex === 'string' ? regex : regex.source
     try {
       new RegExp(source, 'u')
     } catch (error) {
-      throw new Error(`responseFormat.regex is not a regular expression: ${(error as Error).message}`)
+      throw new ResponseFormatError(`responseFormat.regex is not a regular expression: ${(error as Error).message}`)
     }
     return { regex: patternInText(source) }
   }
   const { schema } = format
   if (schema instanceof z.ZodType) return { schema: withJsonStrings(z.toJSONSchema(schema)) as object }
   if (typeof schema !== 'object' || schema === null || Array.isArray(schema))
-    throw new Error('responseFormat.schema must be a zod type or a JSON schema object')
+    throw new ResponseFormatError('responseFormat.schema must be a zod type or a JSON schema object')
   return { schema: withJsonStrings(schema) as object }
 }
 
@@ -198,6 +203,8 @@ export async function createConstraint(
   } catch (error) {
     compiled.delete(key)
     const what = 'regex' in grammar ? 'regular expression' : 'schema'
-    throw new Error(`the ${what} of responseFormat cannot be compiled: ${(error as Error).message}`, { cause: error })
+    throw new ResponseFormatError(`the ${what} of responseFormat cannot be compiled: ${(error as Error).message}`, {
+      cause: error,
+    })
   }
 }

@@ -20,6 +20,7 @@ const benches: Record<string, { describe: string; load: () => Promise<Bench> }> 
     describe: 'data preparation: tokens a minute and core, memory',
     load: async () => (await import('./data.js')).benchData,
   },
+  serve: { describe: 'the server under load', load: async () => (await import('./serve.js')).benchServe },
 }
 
 const [name = '', ...argv] = process.argv.slice(2)

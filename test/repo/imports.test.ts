@@ -29,6 +29,8 @@ const doors: Record<string, string> = {
   yargs: 'src/cli/',
   ink: 'src/tui/',
   react: 'src/tui/',
+  fastify: 'src/inference/server/',
+  'prom-client': 'src/inference/server/',
 }
 
 interface Import {

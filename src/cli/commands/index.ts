@@ -9,6 +9,7 @@ import { inspect } from './inspect.js'
 import { plan } from './plan.js'
 import { run } from './run.js'
 import { score } from './score.js'
+import { serve } from './serve.js'
 
 export const commands = {
   init,
@@ -19,5 +20,6 @@ export const commands = {
   eval: evaluate,
   score,
   generate,
+  serve,
   doctor,
 } as const satisfies Record<string, Command>

@@ -1,0 +1,128 @@
+// `espalier serve BASE`: an OpenAI-compatible server over the base and its adapters, until SIGINT or SIGTERM.
+import { defineCommand, exitCodes, shared, UsageError } from '../command.js'
+import { describeFetch, progressPrinter } from '../progress.js'
+
+const logLevels = ['silent', 'fatal', 'error', 'warn', 'info', 'debug', 'trace'] as const
+
+/** `name=folder` → its parts. */
+function namedFolder(text: string): [name: string, folder: string] {
+  const at = text.indexOf('=')
+  if (at <= 0 || at === text.length - 1)
+    throw new UsageError(`--adapter ${text}: give a name and a PEFT folder, as in --adapter polite=runs/polite/adapter`)
+  return [text.slice(0, at), text.slice(at + 1)]
+}
+
+const positive = (name: string, value: number, least = 1): number => {
+  if (!Number.isFinite(value) || value < least) throw new UsageError(`--${name} must be a number of at least ${least}`)
+  return value
+}
+
+const isLoopback = (host: string) => host === '::1' || host === 'localhost' || /^127\./.test(host)
+
+export const serve = defineCommand({
+  positionals: '<base>',
+  summary: 'answer over HTTP as OpenAI does: chat, completions, adapters by model name',
+  options: {
+    base: {
+      type: 'string',
+      demandOption: true,
+      describe: 'a base directory, a .gguf file, a Hugging Face folder, hf:org/name, or a known name',
+    },
+    adapter: {
+      type: 'string',
+      array: true,
+      nargs: 1,
+      default: [] as string[],
+      describe: 'NAME=FOLDER: a PEFT folder, chosen by its name as model (repeatable)',
+    },
+    name: { type: 'string', describe: "the base's name as model; default: its own" },
+    host: { type: 'string', default: '127.0.0.1', describe: 'the address to listen on' },
+    port: { type: 'number', default: 8000, describe: 'the port; 0: any that is free' },
+    'api-key': {
+      type: 'string',
+      array: true,
+      nargs: 1,
+      default: [] as string[],
+      describe: 'ask for this key (repeatable); better in ESPALIER_API_KEYS, separated by commas',
+    },
+    'allow-adapter-loading': {
+      type: 'string',
+      nargs: 1,
+      describe: 'let clients load and unload the adapters in this folder',
+    },
+    'max-concurrent': { type: 'number', default: 64, describe: 'sequences computed at a time' },
+    'max-queue': { type: 'number', default: 256, describe: 'requests that wait; one more gets 429' },
+    'max-choices': { type: 'number', default: 16, describe: 'choices (n) of one request' },
+    'max-prompt-tokens': { type: 'number', describe: 'tokens of a prompt; default: what the context takes' },
+    'max-body-kb': { type: 'number', default: 1024, describe: 'size of a request' },
+    'drain-seconds': { type: 'number', default: 30, describe: 'time that running requests get when the server ends' },
+    'log-level': { choices: logLevels, default: 'info' as const, describe: 'JSON lines on standard error' },
+    precision: shared.precision,
+    format: shared.format,
+    json: { type: 'boolean', default: false, describe: 'print {url, models} instead of a sentence when it listens' },
+  },
+  epilogue:
+    'SIGINT or SIGTERM: no new requests, the running ones end, then the server; a second signal ends it at once.\n' +
+    'Without a key everyone who can connect may ask; /health and /metrics never ask for one.',
+  async run(options, { signal, print, say }) {
+    const adapters = options.adapter.map(namedFolder)
+    const keys = [...options['api-key'], ...(process.env.ESPALIER_API_KEYS ?? '').split(',')]
+      .map((key) => key.trim())
+      .filter(Boolean)
+    const limits = {
+      maxConcurrent: positive('max-concurrent', options['max-concurrent']),
+      maxQueue: positive('max-queue', options['max-queue'], 0),
+      maxChoices: positive('max-choices', options['max-choices']),
+      maxBodyBytes: positive('max-body-kb', options['max-body-kb']) * 1024,
+      drainSeconds: positive('drain-seconds', options['drain-seconds'], 0),
+      ...(options['max-prompt-tokens'] === undefined
+        ? {}
+        : { maxPromptTokens: positive('max-prompt-tokens', options['max-prompt-tokens']) }),
+    }
+    const sdk = await import('../../index.js')
+    const progress = progressPrinter()
+    const model = await sdk.openModel({
+      base: options.base,
+      precision: options.precision === 'fp32' ? 'strict' : 'fast',
+      format: options.format,
+      signal,
+      onProgress: (at) => progress.show(...describeFetch(at)),
+    })
+    progress.end()
+    try {
+      const name = options.name ?? model.name
+      for (const [adapter, folder] of adapters) {
+        if (adapter === name) throw new UsageError(`--adapter ${adapter}=…: this is the name of the base`)
+        await model.loadAdapter(adapter, folder)
+      }
+      const server = await sdk.serve({
+        model,
+        name,
+        host: options.host,
+        port: options.port,
+        apiKeys: keys,
+        adapterFolder: options['allow-adapter-loading'],
+        limits,
+        logLevel: options['log-level'],
+      })
+      if (keys.length === 0 && !isLoopback(server.host))
+        say(
+          `warning: ${server.host} can be reached from other machines and no API key is set: everyone there may use this server. Set ESPALIER_API_KEYS.`,
+        )
+      const models = [name, ...model.engine.adapters()]
+      print(
+        options.json
+          ? JSON.stringify({ url: server.url, models })
+          : `listening on ${server.url}/v1 with ${models.join(', ')}`,
+      )
+      await new Promise<void>((resolve) => {
+        if (signal.aborted) resolve()
+        else signal.addEventListener('abort', () => resolve(), { once: true })
+      })
+      await server.drain()
+    } finally {
+      await model.close()
+    }
+    return exitCodes.ok
+  },
+})

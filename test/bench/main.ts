@@ -16,6 +16,14 @@ const benches: Record<string, { describe: string; load: () => Promise<Bench> }> 
     describe: 'generation: one sequence, a batch, a prompt',
     load: async () => (await import('./decode.js')).benchDecode,
   },
+  longContext: {
+    describe: 'the 8-bit cache, and samples that share a prompt',
+    load: async () => (await import('./long-context.js')).benchLongContext,
+  },
+  speculate: {
+    describe: 'what drafts save, on grounded text and in open chat',
+    load: async () => (await import('./speculate.js')).benchSpeculate,
+  },
   data: {
     describe: 'data preparation: tokens a minute and core, memory',
     load: async () => (await import('./data.js')).benchData,
@@ -26,7 +34,7 @@ const benches: Record<string, { describe: string; load: () => Promise<Bench> }> 
 const [name = '', ...argv] = process.argv.slice(2)
 const bench = benches[name]
 if (!bench) {
-  const lines = Object.entries(benches).map(([key, { describe }]) => `  ${key.padEnd(8)}${describe}`)
+  const lines = Object.entries(benches).map(([key, { describe }]) => `  ${key.padEnd(12)}${describe}`)
   process.stderr.write(`usage: npm run bench -- NAME [--json]\n\n${lines.join('\n')}\n`)
   process.exit(name === '' || name === '--help' ? 0 : 2)
 }

@@ -101,6 +101,7 @@ export class Engine implements TextEngine {
   private readonly jobs = new Map<Sequence, Job>()
   /** Given up by their readers since the last step. */
   private readonly leaving = new Set<Job>()
+  private readonly loading = new Set<Promise<void>>()
   private loop: Promise<void> | null = null
   private state: 'open' | 'draining' | 'closed' = 'open'
   private closing: Promise<void> | null = null
@@ -455,7 +456,9 @@ export class Engine implements TextEngine {
 
   async loadAdapter(name: string, folder: string): Promise<void> {
     if (this.state === 'closed') throw new Error('the engine was closed')
-    await this.store.load(name, folder)
+    const loading = this.store.load(name, folder)
+    this.loading.add(loading)
+    await loading.finally(() => this.loading.delete(loading))
   }
 
   unloadAdapter(name: string): void {
@@ -492,6 +495,7 @@ export class Engine implements TextEngine {
     this.state = 'closed'
     for (const { stream } of this.jobs.values()) stream.cancel()
     while (this.loop) await this.loop
+    await Promise.allSettled(this.loading)
     await this.drafts?.close?.()
     this.executor.close()
     this.store.close()

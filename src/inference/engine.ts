@@ -230,7 +230,9 @@ export class Engine implements TextEngine {
     const name = request.adapter ?? null
     const place = name === null ? { slot: -1, namespace: 'base' } : this.store.find(name)
     if (!place)
-      throw new RequestError(`no adapter ${name} is loaded; there are: ${this.store.names().join(', ') || 'none'}`)
+      throw new RequestError(
+        `no adapter ${JSON.stringify(name)} is loaded; loaded are: ${this.store.names().join(', ') || '(none)'}`,
+      )
     return {
       promptIds,
       place,
@@ -454,9 +456,9 @@ export class Engine implements TextEngine {
     }
   }
 
-  async loadAdapter(name: string, folder: string): Promise<void> {
+  async loadAdapter(name: string, folder: string, options: { readonly allowPartial?: boolean } = {}): Promise<void> {
     if (this.state === 'closed') throw new Error('the engine was closed')
-    const loading = this.store.load(name, folder)
+    const loading = this.store.load(name, folder, options)
     this.loading.add(loading)
     await loading.finally(() => this.loading.delete(loading))
   }

@@ -92,11 +92,11 @@ export class AdapterStore {
   }
 
   /** Loads a PEFT folder. @throws where it does not fit the base, the arena or the slots */
-  async load(name: string, folder: string): Promise<void> {
+  async load(name: string, folder: string, options: { readonly allowPartial?: boolean } = {}): Promise<void> {
     const slot = this.claim(name)
     try {
       const { base } = this.options
-      const { layout, values } = loadAdapter(folder, base.architecture.linears(base.config))
+      const { layout, values } = loadAdapter(folder, base.architecture.linears(base.config), options)
       const shape: AdapterShape = { ...layout.adapter, dropout: 0 }
       const magnitudes = layout.tensors.filter(({ kind }) => kind === 'magnitude')
       const factorFloats = magnitudes.reduce((n, tensor) => n + align(tensor.shape[0]!), 0)
@@ -147,7 +147,10 @@ export class AdapterStore {
 
   unload(name: string): void {
     const adapter = this.loaded.get(name)
-    if (!adapter) throw new Error(`no adapter ${name} is loaded; there are: ${this.names().join(', ') || 'none'}`)
+    if (!adapter)
+      throw new Error(
+        `no adapter ${JSON.stringify(name)} is loaded; loaded are: ${this.names().join(', ') || '(none)'}`,
+      )
     for (const table of this.tables.values()) this.row(table, adapter.slot).fill(0n)
     this.loaded.delete(name)
   }

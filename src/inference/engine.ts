@@ -101,6 +101,7 @@ export class Engine implements TextEngine {
   private readonly jobs = new Map<Sequence, Job>()
   /** Given up by their readers since the last step. */
   private readonly leaving = new Set<Job>()
+  private readonly loading = new Set<Promise<void>>()
   private loop: Promise<void> | null = null
   private state: 'open' | 'draining' | 'closed' = 'open'
   private closing: Promise<void> | null = null
@@ -229,7 +230,9 @@ export class Engine implements TextEngine {
     const name = request.adapter ?? null
     const place = name === null ? { slot: -1, namespace: 'base' } : this.store.find(name)
     if (!place)
-      throw new RequestError(`no adapter ${name} is loaded; there are: ${this.store.names().join(', ') || 'none'}`)
+      throw new RequestError(
+        `no adapter ${JSON.stringify(name)} is loaded; loaded are: ${this.store.names().join(', ') || '(none)'}`,
+      )
     return {
       promptIds,
       place,
@@ -453,9 +456,11 @@ export class Engine implements TextEngine {
     }
   }
 
-  async loadAdapter(name: string, folder: string): Promise<void> {
+  async loadAdapter(name: string, folder: string, options: { readonly allowPartial?: boolean } = {}): Promise<void> {
     if (this.state === 'closed') throw new Error('the engine was closed')
-    await this.store.load(name, folder)
+    const loading = this.store.load(name, folder, options)
+    this.loading.add(loading)
+    await loading.finally(() => this.loading.delete(loading))
   }
 
   unloadAdapter(name: string): void {
@@ -492,6 +497,7 @@ export class Engine implements TextEngine {
     this.state = 'closed'
     for (const { stream } of this.jobs.values()) stream.cancel()
     while (this.loop) await this.loop
+    await Promise.allSettled(this.loading)
     await this.drafts?.close?.()
     this.executor.close()
     this.store.close()

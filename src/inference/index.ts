@@ -1,5 +1,8 @@
 // Scoring, embedding and generation, as the SDK offers them.
+export type { SharedArena } from './adapters.js'
 export { createConstraint, type ResponseFormat } from './constraint.js'
+export type { Draft, DraftRequest, DraftSource, DraftSourceName } from './drafts/index.js'
+export { Engine, type EngineOptions } from './engine.js'
 export { generateTokens, topTokens } from './generate.js'
 export {
   type IndexedGeneration,
@@ -23,6 +26,7 @@ export type {
   TokenConstraint,
   TokenStream,
 } from './request.js'
+export { RequestError } from './sampling.js'
 export { type ScoredRow, scoreRow, scoreRows, type TokenRow } from './score.js'
 export { InferenceSession, type LoadedAdapter, packSequences, type Sequences, type SessionOptions } from './session.js'
 export type { Generation, GenerationStream, TextChunk } from './text.js'

@@ -262,7 +262,7 @@ describe.each(modes)('$mode', ({ format, options }) => {
       expect(() => engine.unloadAdapter('one')).toThrow(/1 sequences use/)
       await read(stream)
       engine.unloadAdapter('one')
-      expect(() => engine.submit({ promptIds: [1], adapter: 'one' })).toThrow(/no adapter one is loaded/)
+      expect(() => engine.submit({ promptIds: [1], adapter: 'one' })).toThrow(/no adapter "one" is loaded/)
       const small = await openEngine(base, { ...options, maxAdapters: 1, adapterFloats: 1000 })
       await expect(small.loadAdapter('one', folder)).rejects.toThrow(/adapterFloats/)
     })

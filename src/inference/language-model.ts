@@ -22,12 +22,12 @@ import { loadAdapter } from '../models/peft.js'
 import { openRuntime, type Runtime, type RuntimeOptions } from '../runtime/index.js'
 import { createConstraint, type ResponseFormat } from './constraint.js'
 import { embedSequences } from './embed.js'
+import { Engine } from './engine.js'
 import { createQueue } from './queue.js'
 import type { EngineRequest, SamplingOptions, TextEngine } from './request.js'
 import { type ScoredRow, scoreRow, scoreRows, type TokenRow } from './score.js'
 import { InferenceSession } from './session.js'
 import { type Generation, type GenerationStream, streamText } from './text.js'
-import { UncachedEngine } from './uncached-engine.js'
 
 export interface OpenModelOptions {
   /** A known name, `hf:org/name`, or a path. */
@@ -101,7 +101,7 @@ const PACK_TOKENS = 2048
 
 /** The engine of a model. */
 function openEngine(base: LoadedBase, precision: Precision): Promise<TextEngine> {
-  return UncachedEngine.open({ base, precision })
+  return Engine.open({ base, precision })
 }
 
 export class LanguageModel {

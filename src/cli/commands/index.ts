@@ -1,5 +1,6 @@
 // The commands, in the order of --help. A new one is a file beside this and a line here.
 import type { Command } from '../command.js'
+import { chat } from './chat.js'
 import { doctor } from './doctor.js'
 import { evaluate } from './eval.js'
 import { generate } from './generate.js'
@@ -20,6 +21,7 @@ export const commands = {
   eval: evaluate,
   score,
   generate,
+  chat,
   serve,
   doctor,
 } as const satisfies Record<string, Command>

@@ -344,6 +344,38 @@ export class LanguageModel {
     return streamText(this.tokenizer, options.stop, opening)
   }
 
+  /**
+   * Continues many prompts, each with options of its own; the streams are in their order. All are handed to the engine
+   * together, so that samples of one prompt compute it once.
+   */
+  generateEach(requests: readonly { readonly prompt: Prompt; readonly options?: TextOptions }[]): GenerationStream[] {
+    const submit = async () => {
+      const preparing = await Promise.allSettled(
+        requests.map(({ prompt, options = {} }) => this.#request(prompt, options)),
+      )
+      const prepared = preparing.flatMap((made) => (made.status === 'fulfilled' ? [made.value] : []))
+      try {
+        for (const made of preparing) if (made.status === 'rejected') throw made.reason
+        const streams = this.engine.submitMany(prepared.map(({ request }) => request))
+        return streams.map((tokens, i) => {
+          const { request, release } = prepared[i]!
+          return { tokens, promptTokens: request.promptIds.length, release }
+        })
+      } catch (error) {
+        for (const { release } of prepared) release()
+        throw error
+      }
+    }
+    const submitted = submit()
+    return requests.map(({ options }, i) =>
+      streamText(
+        this.tokenizer,
+        options?.stop,
+        submitted.then((all) => all[i]!),
+      ),
+    )
+  }
+
   /** Continues many prompts in one batch; results come as they finish. Ending the iteration early cancels the rest. */
   async *generateMany(prompts: readonly Prompt[], options: ManyOptions = {}): AsyncGenerator<IndexedGeneration> {
     const { n = 1, ...rest } = options

@@ -26,9 +26,13 @@ afterEach(() => {
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
 async function serve(args: string[] = [], env: Record<string, string> = {}) {
-  const child = spawn(process.execPath, [join(root, 'bin', 'espalier.mjs'), 'serve', base, '--json', ...args], {
-    env: { ...process.env, NO_COLOR: '1', ...env },
-  })
+  const child = spawn(
+    process.execPath,
+    [join(root, 'bin', 'espalier.mjs'), 'serve', base, '--name', 'tiny', '--json', ...args],
+    {
+      env: { ...process.env, NO_COLOR: '1', ...env },
+    },
+  )
   children.add(child)
   const output = { stderr: '' }
   child.stderr.on('data', (chunk) => {
@@ -127,7 +131,7 @@ describe('serve', () => {
       [['--adapter', 'x=/nowhere'], 1, /nowhere/],
     ]
     for (const [args, code, message] of cases) {
-      const found = await espalier(['serve', base, '--port', '0', ...args])
+      const found = await espalier(['serve', base, '--name', 'tiny', '--port', '0', ...args])
       expect(found.stderr).toMatch(message)
       expect([found.code, found.stdout]).toEqual([code, ''])
     }

@@ -1,4 +1,5 @@
 // `espalier serve BASE`: an OpenAI-compatible server over the base and its adapters, until SIGINT or SIGTERM.
+import { basename } from 'node:path'
 import { defineCommand, exitCodes, shared, UsageError } from '../command.js'
 import { describeFetch, progressPrinter } from '../progress.js'
 
@@ -15,6 +16,12 @@ function namedFolder(text: string): [name: string, folder: string] {
 const positive = (name: string, value: number, least = 1): number => {
   if (!Number.isFinite(value) || value < least) throw new UsageError(`--${name} must be a number of at least ${least}`)
   return value
+}
+
+/** The name of a base as it was asked for, without folders: what clients give as model. */
+function nameOf(base: string): string {
+  if (base.startsWith('hf:')) return base.slice('hf:'.length)
+  return /[\\/]/.test(base) ? basename(base).replace(/\.gguf$/i, '') : base
 }
 
 const isLoopback = (host: string) => host === '::1' || host === 'localhost' || /^127\./.test(host)
@@ -35,7 +42,7 @@ export const serve = defineCommand({
       default: [] as string[],
       describe: 'NAME=FOLDER: a PEFT folder, chosen by its name as model (repeatable)',
     },
-    name: { type: 'string', describe: "the base's name as model; default: its own" },
+    name: { type: 'string', describe: "the base's name as model; default: BASE without its folders" },
     host: { type: 'string', default: '127.0.0.1', describe: 'the address to listen on' },
     port: { type: 'number', default: 8000, describe: 'the port; 0: any that is free' },
     'api-key': {
@@ -90,7 +97,7 @@ export const serve = defineCommand({
     })
     progress.end()
     try {
-      const name = options.name ?? model.name
+      const name = options.name ?? nameOf(options.base)
       for (const [adapter, folder] of adapters) {
         if (adapter === name) throw new UsageError(`--adapter ${adapter}=…: this is the name of the base`)
         await model.loadAdapter(adapter, folder)

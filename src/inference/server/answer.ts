@@ -98,13 +98,12 @@ async function generate(
   const release = await context.admission.acquire(job.prompts.length * n, controller.signal)
   try {
     adapterOf(context, job.model) // it may have been unloaded in the meantime
-    // All are submitted before any is followed, so that choices of one prompt share its cache.
-    const streams = job.prompts.flatMap((ids, p) =>
-      Array.from({ length: n }, (_, k) =>
-        context.model.generate(
-          { ids },
-          { ...job.options(p), seed: choiceSeed(job.seed, k), signal: controller.signal },
-        ),
+    const streams = context.model.generateEach(
+      job.prompts.flatMap((ids, p) =>
+        Array.from({ length: n }, (_, k) => ({
+          prompt: { ids },
+          options: { ...job.options(p), seed: choiceSeed(job.seed, k), signal: controller.signal },
+        })),
       ),
     )
     for (const { result } of streams) result.catch(() => {}) // seen through the iteration

@@ -1,5 +1,5 @@
 // The Fastify application: limits, keys, errors in one shape, one log line and one count per request, and the routes.
-import Fastify, { type FastifyInstance, type FastifyReply } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyReply, LogController } from 'fastify'
 import type { ServerContext } from './context.js'
 import { ApiError, badRequest, errorBody, toApiError } from './errors.js'
 import { routes } from './routes/index.js'
@@ -25,7 +25,7 @@ export function createApp(
   const { limits, metrics } = context
   const app = Fastify({
     logger: log.level === 'silent' ? false : { level: log.level, stream: log.stream },
-    disableRequestLogging: true, // one line of our own
+    logController: new LogController({ disableRequestLogging: true }), // one line of our own
     genReqId: () => crypto.randomUUID(),
     requestIdHeader: false,
     bodyLimit: limits.maxBodyBytes,

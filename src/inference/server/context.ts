@@ -8,7 +8,7 @@ import type { ServerMetrics } from './metrics.js'
 /** What the server needs of a model. */
 export type ServedModel = Pick<
   LanguageModel,
-  'name' | 'engine' | 'tokenizer' | 'template' | 'generate' | 'loadAdapter' | 'unloadAdapter'
+  'name' | 'engine' | 'tokenizer' | 'template' | 'generateEach' | 'loadAdapter' | 'unloadAdapter'
 >
 
 export interface ServerContext {

@@ -1,5 +1,6 @@
 // Errors in OpenAI's shape, {error: {message, type, param, code}}: our own, Fastify's by their codes, and everything else as
 // a 500 that says nothing of the inside.
+import { RequestError } from '../sampling.js'
 
 /** Types by status, as OpenAI's clients know them. */
 const types: Record<number, string> = {
@@ -77,6 +78,7 @@ export function toApiError(error: unknown, requestId: string, bodyLimitBytes: nu
     statusCode = 500,
     message = '',
   } = error as { code?: string; statusCode?: number; message?: string }
+  if (error instanceof RequestError) return badRequest(error.message)
   const known = fastifyErrors[code]
   if (known) return new ApiError(known.status, known.message(bodyLimitBytes), { code: known.code })
   if (statusCode >= 400 && statusCode < 500) return new ApiError(statusCode, message)

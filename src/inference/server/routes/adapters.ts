@@ -41,20 +41,27 @@ export function confinedAdapter(folder: string, path: string): string {
 export const adapters: Route = (app, context) => {
   const { adapterFolder, model } = context
   if (adapterFolder === null) return
+  const loading = new Set<string>()
 
   app.post('/v1/load_lora_adapter', async (request, reply) => {
     const { lora_name: id, lora_path: path } = parseBody(loadSchema, request.body)
-    if (id === context.name || model.engine.adapters().includes(id))
+    if (id === context.name || loading.has(id) || model.engine.adapters().includes(id))
       throw badRequest(
         `there is a model ${JSON.stringify(id)} already; unload it first or choose another name`,
         'lora_name',
       )
     const folder = confinedAdapter(adapterFolder, path)
+    loading.add(id)
     try {
       await model.loadAdapter(id, folder)
     } catch (error) {
-      if (error instanceof FormatError) throw badRequest(error.message.replaceAll(folder, path), 'lora_path')
+      const message = (error as Error).message.replaceAll(folder, path)
+      if (error instanceof FormatError) throw badRequest(message, 'lora_path', 'invalid_adapter')
+      // No place for it, or a rank above what fits; anything else is the server's own failure
+      if ((error as object).constructor === Error) throw new ApiError(409, message, { code: 'adapter_not_loaded' })
       throw error
+    } finally {
+      loading.delete(id)
     }
     request.log.info({ adapter: id }, 'adapter loaded')
     return reply.type('text/plain').send(`Success: LoRA adapter '${id}' added successfully.`)

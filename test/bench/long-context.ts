@@ -8,6 +8,7 @@ import { Engine } from '../../src/inference/engine.js'
 import { blockBytes, Executor } from '../../src/inference/executor.js'
 import { resolveSampling } from '../../src/inference/sampling.js'
 import { openBase } from '../../src/models/base-directory.js'
+import type { Precision } from '../../src/models/graphs.js'
 import { type LoadedBase, loadBase } from '../../src/models/loaded-base.js'
 import { openRuntime } from '../../src/runtime/index.js'
 import { packageRoot } from '../../src/runtime/native.js'
@@ -27,11 +28,16 @@ const textPath = join(packageRoot(), 'test', 'golden', 'values', 'models', 'base
 const text = () => (JSON.parse(readFileSync(textPath, 'utf8')) as { ids: number[] }).ids
 
 /** Perplexity of one document that is read through the cache, 64 rows a run. */
-async function perplexity(base: LoadedBase, cacheType: CacheType, ids: readonly number[]): Promise<number> {
+async function perplexity(
+  base: LoadedBase,
+  cacheType: CacheType,
+  ids: readonly number[],
+  precision: Precision = 'fast',
+): Promise<number> {
   const blocks = Math.ceil(ids.length / blockTokens)
   const executor = await Executor.open({
     base,
-    precision: 'fast',
+    precision,
     cacheType,
     blocks,
     blocksPerSequence: blocks,
@@ -122,6 +128,8 @@ async function measure({ base: dir }: { base: string }) {
   const wide = await perplexity(base, 'bf16', document)
   say('the same, int8 cache')
   const narrow = await perplexity(base, 'int8', document)
+  say('the same in strict arithmetic')
+  const strict = await perplexity(base, 'f32', document, 'strict')
   say(`${samples} samples of one prompt`)
   const prefix = await sharing(base, ids)
   const result = {
@@ -132,6 +140,7 @@ async function measure({ base: dir }: { base: string }) {
       perplexity16: wide,
       perplexityRatio: narrow / wide,
     },
+    fastMode: { perplexity: wide, strictPerplexity: strict, perplexityRatio: wide / strict },
     prefix,
   }
   base.close()

@@ -8,19 +8,27 @@ namespace espalier {
 /// Activations are rounded to -kByteLimit .. kByteLimit.
 constexpr int kByteLimit = 127;
 
-/// sum + four products of unsigned codes, at most 15 each.
-ESPALIER_INLINE IVec dotCodes(IVec sum, UVec w, uint32_t x) {
+/// Adds four products of unsigned codes, at most 15 each; closeCodes turns a sum of at most eight such steps into 32-bit
+/// lanes (without VNNI it is held in 16-bit halves: 8 * 2 * 15 * 127 < 2^15).
+ESPALIER_INLINE IVec addCodes(IVec sum, UVec w, uint32_t x) {
 #if defined(ESPALIER_ISA_AVX512BF16)
   return (IVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(static_cast<int>(x)));
 #elif ESPALIER_LANES == 16
-  const __m512i pairs = _mm512_maddubs_epi16((__m512i)w, _mm512_set1_epi32(static_cast<int>(x)));
-  return sum + (IVec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+  return (IVec)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)w, _mm512_set1_epi32(static_cast<int>(x))));
 #elif ESPALIER_LANES == 8
-  const __m256i pairs = _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(static_cast<int>(x)));
-  return sum + (IVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  return (IVec)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(static_cast<int>(x))));
 #else
   const IVec words = reinterpret_cast<IVec>(w);
   for (int b = 0; b < 4; b++) sum += ((words >> (8 * b)) & 255) * static_cast<int8_t>(x >> (8 * b));
+  return sum;
+#endif
+}
+ESPALIER_INLINE IVec closeCodes(IVec sum) {
+#if defined(ESPALIER_ISA_AVX512)
+  return (IVec)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1));
+#elif ESPALIER_LANES == 8
+  return (IVec)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#else
   return sum;
 #endif
 }

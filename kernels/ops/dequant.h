@@ -61,8 +61,9 @@ ESPALIER_INLINE Vec loadHalves(const uint16_t* p, int64_t n) {
 #if ESPALIER_LANES == 16
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(n >= kLanes ? 0xffff : (1u << n) - 1), p));
 #elif ESPALIER_LANES == 8
+  if (n >= kLanes) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   uint16_t buffer[kLanes] = {};
-  memcpy(buffer, p, 2 * static_cast<size_t>(n < kLanes ? n : kLanes));
+  memcpy(buffer, p, 2 * static_cast<size_t>(n));
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(buffer)));
 #else
   Vec v = {};

@@ -74,12 +74,14 @@ inline void transposeScales(const Weights& weights, int64_t row, int64_t present
   const auto* scale = static_cast<const uint16_t*>(weights.w[1]);
   const auto* offset = static_cast<const uint16_t*>(weights.w[2]);
   const bool symmetric = weights.format == Format::int4Symmetric;
+  // A load may run on into the next row, whose lanes are not used; only past the last block there is nothing.
+  const int64_t total = weights.rows * perRow;
   for (int64_t j = 0; j < blocks; j += kLanes) {
     Vec s[kLanes], o[kLanes];
     for (int64_t i = 0; i < kLanes; i++) {
       const int64_t at = (row + i) * perRow + b + j;
-      s[i] = i < present ? loadHalves(scale + at, blocks - j) : zero();
-      if constexpr (kind == CodeKind::affine) o[i] = i >= present ? zero() : symmetric ? s[i] * -8.f : loadHalves(offset + at, blocks - j);
+      s[i] = i < present ? loadHalves(scale + at, total - at) : zero();
+      if constexpr (kind == CodeKind::affine) o[i] = i >= present ? zero() : symmetric ? s[i] * -8.f : loadHalves(offset + at, total - at);
     }
     transpose(s);
     if constexpr (kind == CodeKind::affine) transpose(o);

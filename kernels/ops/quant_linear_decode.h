@@ -82,7 +82,7 @@ template <bool isNibbles> inline void transposeWords(const Weights& w, int64_t r
 template <bool isNibbles, bool hasOffset, int R, int G>
 inline void multiplyBytes(const ByteRows& x, int64_t row, const uint32_t* words, const float* scales, const float* offsets, int64_t perScale,
                           int64_t groupStride, Vec* sums) {
-  constexpr int kWords = isNibbles ? 4 : 8;  // of a block
+  constexpr int kWords = isNibbles ? 4 : 8;  // of a block: eight steps either way
   const int64_t blocks = x.blocks(), stride = x.columns / 4;
   const uint32_t* at = x.words + row * stride;
   const float *xScale = x.scales + row * blocks, *xSum = x.sums + row * blocks;
@@ -103,7 +103,7 @@ inline void multiplyBytes(const ByteRows& x, int64_t row, const uint32_t* words,
         const uint32_t* own = at + i * stride + b * 8;
 #pragma GCC unroll 2
         for (int g = 0; g < G; g++) {
-          if (isNibbles) s[i][g] = dotCodes(dotCodes(s[i][g], w[g] & 0x0f0f0f0fu, own[2 * j]), (w[g] >> 4) & 0x0f0f0f0fu, own[2 * j + 1]);
+          if (isNibbles) s[i][g] = addCodes(addCodes(s[i][g], w[g] & 0x0f0f0f0fu, own[2 * j]), (w[g] >> 4) & 0x0f0f0f0fu, own[2 * j + 1]);
           else s[i][g] = dotBytes(s[i][g], w[g], own[j]);
         }
       }
@@ -114,7 +114,7 @@ inline void multiplyBytes(const ByteRows& x, int64_t row, const uint32_t* words,
       const Vec scale = load(scales + place), offset = hasOffset ? load(offsets + place) : zero();
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++) {
-        Vec t = toVec(s[i][g]) * scale;
+        Vec t = toVec(isNibbles ? closeCodes(s[i][g]) : s[i][g]) * scale;
         if (hasOffset) t = fma(offset, set1(xSum[i * blocks + b]), t);
         total[i][g] = fma(t, set1(xScale[i * blocks + b]), total[i][g]);
       }

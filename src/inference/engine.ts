@@ -21,6 +21,7 @@ import {
   enqueue,
   isIdle,
   planStep,
+  reserveDrafts,
   type Scheduler,
   type Sequence,
 } from './scheduler.js'
@@ -28,8 +29,11 @@ import {
   acceptanceKey,
   createSpeculation,
   expectedAcceptance,
-  planDrafts,
+  makingCost,
+  type Offers,
+  planVariants,
   recordDraft,
+  recordMaking,
   recordStep,
   type Speculation,
 } from './speculation.js'
@@ -137,9 +141,8 @@ export class Engine implements TextEngine {
     const blocks = options.blocks ?? defaultBlocks(options, blockBytes(base, cacheType), maxSequences, wanted)
     const maxSequenceTokens = Math.min(wanted, config.maxPositionEmbeddings, blocks * blockTokens)
     const source = options.drafts === undefined ? 'prompt-lookup' : options.drafts
-    const drafts = typeof source === 'string' ? await draftSources[source]() : source
     const maxDraftTokens = options.maxDraftTokens ?? 16
-    const decodeRows = drafts ? Math.max(maxSequences, 1 + maxDraftTokens, 64) : maxSequences
+    const decodeRows = source ? Math.max(maxSequences, 1 + maxDraftTokens, 64) : maxSequences
     const linears = architecture.linears(config)
     const maxAdapters = options.maxAdapters ?? 8
     const perAdapter = sum(linears.map(({ inFeatures, outFeatures }) => DEFAULT_RANK * (inFeatures + outFeatures) + 32))
@@ -165,6 +168,11 @@ export class Engine implements TextEngine {
         slots: store.slots,
         adapterLeaf: store.leaf,
       })
+      const host = {
+        numLayers: config.numHiddenLayers,
+        openDecoder: (layers: number) => executor.openDecoder(layers),
+      }
+      const drafts = typeof source === 'string' ? await draftSources[source](host) : source
       const prefillTokensBeside = options.prefillTokensBeside ?? 128
       const scheduler = createScheduler({ blocks, maxSequences, prefillTokens, prefillTokensBeside, decodeRows })
       return new Engine({ options, maxSequenceTokens, executor, store, scheduler, drafts })
@@ -333,43 +341,74 @@ export class Engine implements TextEngine {
 
   /** Drafts of every sequence that decodes, as long as they pay. */
   private async propose(source: DraftSource): Promise<void> {
-    const { decoding, options } = this.scheduler
+    const { decoding } = this.scheduler
     const jobs = decoding.map((sequence) => this.jobs.get(sequence)!).filter((job) => job.speculates)
     if (jobs.length === 0) return
-    const requests = jobs.map(({ sequence }) => ({
+    const requests = jobs.map(({ sequence, sampling }) => ({
       sequence: sequence.id,
       tokens: sequence.tokens,
       max: Math.max(0, Math.min(this.maxDraftTokens, sequence.maxTokens - sequence.tokens.length - 1)),
+      blocks: sequence.blocks,
+      slot: sequence.slot,
+      sampling,
     }))
-    // A source that costs time makes no more than pays by what it reached before.
-    const lengths = source.isFree
-      ? requests.map(({ max }) => max)
-      : this.lengths(requests.map(({ max }) => ({ length: max, key: acceptanceKey(source.name, 1) })))
-    const asked = requests.map((request, i) => ({ ...request, max: lengths[i]! }))
-    const wanted = source.isFree ? asked : asked.filter(({ max }) => max > 0)
-    if (wanted.length === 0) return
-    const proposed = await source.propose(wanted)
-    const bySequence = new Map<number, Draft | null>(wanted.map(({ sequence }, i) => [sequence, proposed[i] ?? null]))
-    const drafts = jobs.map(({ sequence }) => bySequence.get(sequence.id) ?? null)
-    const keys = drafts.map((draft) => acceptanceKey(source.name, draft?.evidence ?? 1))
-    const taken =
-      this.isMeasured && source.isFree
-        ? this.lengths(drafts.map((draft, i) => ({ length: draft?.ids.length ?? 0, key: keys[i]! })))
-        : drafts.map((draft) => draft?.ids.length ?? 0)
-    let room = options.decodeRows - decoding.length
-    for (const [i, job] of jobs.entries()) {
-      const ids = drafts[i]?.ids.slice(0, Math.min(room, taken[i]!)) ?? []
-      room -= ids.length
-      job.sequence.drafts = ids
-      job.draftKey = keys[i]!
+    const take = (job: Job, draft: Draft, length: number) => {
+      job.sequence.drafts = draft.ids.slice(0, length)
+      job.draftKey = acceptanceKey(source.name, draft.evidence)
     }
+    if (source.kind === 'free') {
+      const drafts = source.propose(requests)
+      const [lengths] = this.plan([
+        drafts.map((draft) => ({
+          length: draft?.ids.length ?? 0,
+          acceptance: draft ? expectedAcceptance(this.speculation, acceptanceKey(source.name, draft.evidence)) : 0,
+        })),
+      ])
+      for (const [i, draft] of drafts.entries()) if (draft && lengths[i]! > 0) take(jobs[i]!, draft, lengths[i]!)
+      return
+    }
+    const keys = source.variants.map((variant) => acceptanceKey(source.name, variant))
+    const [lengths, chosen] = this.plan(
+      keys.map((key) => {
+        const offer = {
+          acceptance: expectedAcceptance(this.speculation, key),
+          tokenCost: makingCost(this.speculation, key),
+        }
+        return requests.map(({ max }) => ({ length: max, ...offer }))
+      }),
+    )
+    const wanted = requests.flatMap((request, i) => {
+      const max = lengths[i]!
+      if (max === 0) return []
+      if (source.writesCache && !reserveDrafts(this.scheduler, jobs[i]!.sequence, max)) return []
+      return { job: jobs[i]!, request: { ...request, max } }
+    })
+    if (wanted.length === 0) return
+    this.executor.move(this.scheduler.moves.splice(0))
+    const started = performance.now()
+    const drafts = await source.propose(
+      wanted.map(({ request }) => request),
+      source.variants[chosen]!,
+    )
+    const made = sum(drafts.map((draft) => draft?.ids.length ?? 0))
+    if (made > 0) recordMaking(this.speculation, keys[chosen]!, made, performance.now() - started)
+    for (const [i, draft] of drafts.entries()) if (draft) take(wanted[i]!.job, draft, draft.ids.length)
   }
 
-  private lengths(offers: readonly { length: number; key: string }[]): number[] {
+  /** How long a draft each sequence verifies, within the rows of a run, and which way of drafting pays best. */
+  private plan(variants: readonly Offers[]): [lengths: number[], variant: number] {
     const { decoding, options } = this.scheduler
-    if (!this.isMeasured) return offers.map(({ length }) => length)
-    const priced = offers.map(({ length, key }) => ({ length, acceptance: expectedAcceptance(this.speculation, key) }))
-    return planDrafts(this.speculation, decoding.length, priced, options.decodeRows)
+    if (this.isMeasured) {
+      const { lengths, variant } = planVariants(this.speculation, decoding.length, variants, options.decodeRows)
+      return [lengths, variant]
+    }
+    let room = options.decodeRows - decoding.length
+    const lengths = variants[0]!.map(({ length }) => {
+      const taken = Math.min(length, room)
+      room -= taken
+      return taken
+    })
+    return [lengths, 0]
   }
 
   private emitFirst(sequence: Sequence, drawn: Drawn, draw: number): void {

@@ -171,14 +171,14 @@ describe.each(modes)('$mode', ({ format, options }) => {
     })
   })
 
-  describe('drafts', () => {
-    it('change no token, greedy or sampled, and are accepted where a text repeats itself', async () => {
+  describe.each(['prompt-lookup', 'early-exit'] as const)('drafts by %s', (source) => {
+    it('change no token, greedy or sampled, and are accepted', async () => {
       const requests = mixture(9, 11).map((request) => ({
         ...request,
         sampling: { ...request.sampling, maxNewTokens: 60 },
       }))
       const expected = await readEach(alone, requests)
-      const engine = await openEngine(base, { ...options, drafts: 'prompt-lookup', speculation: 'fixed' })
+      const engine = await openEngine(base, { ...options, drafts: source, speculation: 'fixed' })
       const texts = await readAll(engine, requests)
       expectSame(texts, expected)
       const { drafts, steps, generatedTokens } = engine.statistics()
@@ -191,7 +191,7 @@ describe.each(modes)('$mode', ({ format, options }) => {
     it('as measured, and switched off for a request, change none either', async () => {
       const requests = mixture(6, 12)
       const expected = await readEach(alone, requests)
-      const engine = await openEngine(base, { ...options, drafts: 'prompt-lookup' })
+      const engine = await openEngine(base, { ...options, drafts: source })
       expectSame(await readEach(engine, requests), expected)
       const before = engine.statistics().drafts
       await readEach(
@@ -207,11 +207,24 @@ describe.each(modes)('$mode', ({ format, options }) => {
           sampled(promptIds, i, { temperature: i, constraint: countdown(), maxNewTokens: 40, repetitionPenalty: 1.1 }),
         )
       const expected = await readEach(alone, requests())
-      const engine = await openEngine(base, { ...options, drafts: 'prompt-lookup', speculation: 'fixed' })
+      const engine = await openEngine(base, { ...options, drafts: source, speculation: 'fixed' })
       const texts = await readAll(engine, requests())
       expectSame(texts, expected)
       for (const text of texts) expect(text.ids.map((id) => id % 8)).toEqual(text.ids.map((_, i) => i % 8))
       expect(engine.statistics().drafts.proposed).toBeGreaterThan(0)
+    })
+
+    it('take blocks from nobody, and share none that they write', async () => {
+      const [promptIds] = prompts(1, 15) as [number[]]
+      const requests = [
+        ...Array.from({ length: 6 }, (_, seed) => sampled(promptIds, seed, { maxNewTokens: 70 })),
+        ...mixture(3, 16).map((request) => ({ ...request, sampling: { ...request.sampling, maxNewTokens: 70 } })),
+      ]
+      const expected = await readEach(alone, requests)
+      const engine = await openEngine(base, { ...options, blocks: 12, drafts: source, speculation: 'fixed' })
+      expectSame(await readAll(engine, requests), expected)
+      expect(engine.statistics().preemptions).toBeGreaterThan(0)
+      expect(engine.statistics().drafts.accepted).toBeGreaterThan(0)
     })
   })
 

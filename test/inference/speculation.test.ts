@@ -5,8 +5,11 @@ import {
   chooseDrafts,
   createSpeculation,
   expectedAcceptance,
+  makingCost,
   planDrafts,
+  planVariants,
   recordDraft,
+  recordMaking,
   recordStep,
   stepCost,
 } from '../../src/inference/speculation.js'
@@ -142,5 +145,46 @@ describe('planDrafts', () => {
     expect(planDrafts(state, 1, [{ length: 8, acceptance: 1 }], 64)).toEqual([0])
     recordStep(state, 1, 10)
     for (let i = 0; i < 100; i++) expect(planDrafts(state, 1, [{ length: 0, acceptance: 1 }], 64)).toEqual([0])
+  })
+})
+
+describe('planVariants', () => {
+  it('finds the way to draft that pays best, by measured times and acceptance', () => {
+    // Deeper drafts hold more often and cost more: tokens per millisecond are best in the middle.
+    const variants = [
+      { acceptance: 0.3, making: 0.5 },
+      { acceptance: 0.85, making: 1.5 },
+      { acceptance: 0.9, making: 9 },
+    ]
+    const state = createSpeculation()
+    recordStep(state, 1, 10)
+    const taken = variants.map(() => 0)
+    let draws = 0
+    const draw = () => (draws++ * 0.618033988749895) % 1
+    for (let step = 0; step < 600; step++) {
+      const { variant, lengths } = planVariants(
+        state,
+        1,
+        variants.map((_, v) => [
+          {
+            length: 8,
+            acceptance: expectedAcceptance(state, `${v}`),
+            tokenCost: makingCost(state, `${v}`),
+          },
+        ]),
+        64,
+      )
+      const length = lengths[0]!
+      if (length === 0) continue
+      taken[variant]!++
+      recordMaking(state, `${variant}`, length, length * variants[variant]!.making)
+      let accepted = 0
+      while (accepted < length && draw() < variants[variant]!.acceptance) accepted++
+      recordDraft(state, `${variant}`, length, accepted)
+      recordStep(state, 1 + length, linear(0.05)(1 + length))
+    }
+    expect(taken[1]).toBeGreaterThan(500)
+    // Every one was tried.
+    expect(Math.min(...taken)).toBeGreaterThan(0)
   })
 })

@@ -28,10 +28,11 @@ import {
 import {
   acceptanceKey,
   createSpeculation,
+  type DraftPlan,
+  type DraftVariant,
   expectedAcceptance,
   makingCost,
-  type Offers,
-  planVariants,
+  planDrafts,
   recordDraft,
   recordMaking,
   recordStep,
@@ -358,23 +359,20 @@ export class Engine implements TextEngine {
     }
     if (source.kind === 'free') {
       const drafts = source.propose(requests)
-      const [lengths] = this.plan([
-        drafts.map((draft) => ({
-          length: draft?.ids.length ?? 0,
-          acceptance: draft ? expectedAcceptance(this.speculation, acceptanceKey(source.name, draft.evidence)) : 0,
-        })),
-      ])
+      const offers = drafts.map((draft) => ({
+        length: draft?.ids.length ?? 0,
+        acceptance: draft ? expectedAcceptance(this.speculation, acceptanceKey(source.name, draft.evidence)) : 0,
+      }))
+      const { lengths } = this.plan([{ key: null, offers }])
       for (const [i, draft] of drafts.entries()) if (draft && lengths[i]! > 0) take(jobs[i]!, draft, lengths[i]!)
       return
     }
     const keys = source.variants.map((variant) => acceptanceKey(source.name, variant))
-    const [lengths, chosen] = this.plan(
+    const { lengths, variant: chosen } = this.plan(
       keys.map((key) => {
-        const offer = {
-          acceptance: expectedAcceptance(this.speculation, key),
-          tokenCost: makingCost(this.speculation, key),
-        }
-        return requests.map(({ max }) => ({ length: max, ...offer }))
+        const acceptance = expectedAcceptance(this.speculation, key)
+        const tokenCost = makingCost(this.speculation, key)
+        return { key, offers: requests.map(({ max }) => ({ length: max, acceptance, tokenCost })) }
       }),
     )
     const wanted = requests.flatMap((request, i) => {
@@ -396,19 +394,16 @@ export class Engine implements TextEngine {
   }
 
   /** How long a draft each sequence verifies, within the rows of a run, and which way of drafting pays best. */
-  private plan(variants: readonly Offers[]): [lengths: number[], variant: number] {
+  private plan(variants: readonly DraftVariant[]): DraftPlan {
     const { decoding, options } = this.scheduler
-    if (this.isMeasured) {
-      const { lengths, variant } = planVariants(this.speculation, decoding.length, variants, options.decodeRows)
-      return [lengths, variant]
-    }
+    if (this.isMeasured) return planDrafts(this.speculation, decoding.length, variants, options.decodeRows)
     let room = options.decodeRows - decoding.length
-    const lengths = variants[0]!.map(({ length }) => {
+    const lengths = variants[0]!.offers.map(({ length }) => {
       const taken = Math.min(length, room)
       room -= taken
       return taken
     })
-    return [lengths, 0]
+    return { variant: 0, lengths }
   }
 
   private emitFirst(sequence: Sequence, drawn: Drawn, draw: number): void {

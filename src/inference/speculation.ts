@@ -11,8 +11,8 @@ const memory = 0.97
 const prior = { acceptance: 0.6, weight: 4 }
 /** Cost of a further row before two numbers of rows were measured, as a share of a step: low, so that it is tried. */
 const assumedRowCost = 0.05
-/** Cost of making a draft token before it was measured, as a share of a step: low, so that every variant is tried. */
-const assumedMakingCost = 0.1
+/** Every way to draft is first tried in short drafts, until so many of their tokens were judged. */
+const trial = { tokens: 2, judged: 4 } as const
 /** Drafts must promise this much more speed: less is noise. */
 const leastGain = 1.02
 /** Steps without drafts after which a short one is tried all the same; doubled each time that it does not pay. */
@@ -144,25 +144,40 @@ function weighDrafts(
   return { lengths, rate: best.rate }
 }
 
-/** What one source, or one variant of it, offers to every sequence. */
-export type Offers = readonly DraftOffer[]
-
-/** The choice for a step, with a short draft now and then where none pays, so that a change is noticed. */
-export function planDrafts(state: Speculation, sequences: number, offers: Offers, maxRows: number): number[] {
-  return planVariants(state, sequences, [offers], maxRows).lengths
+/** One way to draft: what it offers to every sequence. */
+export interface DraftVariant {
+  /** Its acceptance and making are counted by it; null where the drafts are there already. */
+  readonly key: string | null
+  readonly offers: readonly DraftOffer[]
 }
 
-/** As planDrafts, among several ways to draft: the one that gives most, and its lengths. */
-export function planVariants(
+/** How a step drafts: which variant, and how many tokens for every sequence. */
+export interface DraftPlan {
+  readonly variant: number
+  readonly lengths: readonly number[]
+}
+
+/**
+ * The variant and the lengths that pay best, with a short draft now and then where none pays, so that a change is
+ * noticed.
+ */
+export function planDrafts(
   state: Speculation,
   sequences: number,
-  variants: readonly Offers[],
+  variants: readonly DraftVariant[],
   maxRows: number,
-): { variant: number; lengths: number[] } {
-  const none = { variant: 0, lengths: variants[0]!.map(() => 0) }
-  const isEmpty = variants.every((offers) => offers.every(({ length }) => length === 0))
+): DraftPlan {
+  const none = { variant: 0, lengths: variants[0]!.offers.map(() => 0) }
+  const isEmpty = variants.every(({ offers }) => offers.every(({ length }) => length === 0))
   if (stepCost(state, sequences) === null || isEmpty) return none
-  const weighed = variants.map((offers) => weighDrafts(sequences, offers, (rows) => stepCost(state, rows)!, maxRows))
+  const room = Math.max(0, maxRows - sequences)
+  const untried = variants.findIndex(
+    ({ key }) => key !== null && (state.acceptance.get(key)?.tried ?? 0) < trial.judged,
+  )
+  if (untried >= 0) return shortDraft(variants, untried, Math.min(room, trial.tokens))
+  const weighed = variants.map(({ offers }) =>
+    weighDrafts(sequences, offers, (rows) => stepCost(state, rows)!, maxRows),
+  )
   const best = weighed.reduce((a, { rate }, i) => (rate > weighed[a]!.rate ? i : a), 0)
   const { lengths } = weighed[best]!
   if (lengths.some((length) => length > 0)) {
@@ -175,22 +190,20 @@ export function planVariants(
   if (state.idleSteps < state.probeAfter) return none
   state.idleSteps = 0
   state.probeAfter = Math.min(probing.last, 2 * state.probeAfter)
-  return probe(variants, Math.max(0, maxRows - sequences))
+  const likeliest = variants.map(({ offers }) => Math.max(...offers.map((o) => (o.length > 0 ? o.acceptance : -1))))
+  return shortDraft(variants, likeliest.indexOf(Math.max(...likeliest)), Math.min(room, probing.tokens))
 }
 
-/** A short draft of the likeliest offer. */
-function probe(variants: readonly Offers[], room: number): { variant: number; lengths: number[] } {
-  let place = { variant: 0, offer: 0, acceptance: -1 }
-  for (const [variant, offers] of variants.entries())
-    for (const [offer, { length, acceptance }] of offers.entries())
-      if (length > 0 && acceptance > place.acceptance) place = { variant, offer, acceptance }
-  const { variant, offer } = place
-  const lengths = variants[variant]!.map(({ length }, i) => (i === offer ? Math.min(length, probing.tokens, room) : 0))
-  return { variant, lengths }
+/** At most `tokens` of a variant's likeliest offer. */
+function shortDraft(variants: readonly DraftVariant[], variant: number, tokens: number): DraftPlan {
+  const { offers } = variants[variant]!
+  const worth = offers.map(({ length, acceptance }) => (length > 0 ? acceptance : -1))
+  const best = worth.indexOf(Math.max(...worth))
+  return { variant, lengths: offers.map(({ length }, i) => (i === best ? Math.min(length, tokens) : 0)) }
 }
 
-/** Milliseconds of making one token of a draft. */
+/** Milliseconds of making one token of a draft; 0 before it was measured. */
 export function makingCost(state: Speculation, key: string): number {
   const known = state.making.get(key)
-  return known ? median(known) : assumedMakingCost * (stepCost(state, 1) ?? 0)
+  return known ? median(known) : 0
 }

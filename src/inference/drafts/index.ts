@@ -1,8 +1,9 @@
-// The draft sources by name.
+// The draft sources: by name those that need nothing but the engine, and the smaller model.
 import { createEarlyExit } from './early-exit.js'
 import { createPromptLookup } from './prompt-lookup.js'
 import type { DraftHost, DraftSource } from './source.js'
 
+export { createDraftModel, type DraftModelOptions } from './draft-model.js'
 export type { ComputedSource, Draft, DraftHost, DraftRequest, DraftSource, FreeSource } from './source.js'
 
 export const draftSources = {

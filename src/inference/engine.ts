@@ -86,7 +86,7 @@ interface Job extends Drawing {
   readonly stopIds: ReadonlySet<number>
   readonly adapter: string | null
   readonly speculates: boolean
-  readonly dispose: () => void
+  readonly signal: AbortSignal | null
   /** Acceptance key of the drafts that the next step verifies. */
   draftKey: string | null
 }
@@ -104,6 +104,8 @@ export class Engine implements TextEngine {
   private readonly speculation: Speculation
   private readonly isMeasured: boolean
   private readonly jobs = new Map<Sequence, Job>()
+  /** Requests by the signal that aborts them: one listener for all that share it. */
+  private readonly watched = new Map<AbortSignal, { jobs: Set<Job>; abort(): void }>()
   /** Given up by their readers since the last step. */
   private readonly leaving = new Set<Job>()
   private readonly loading = new Set<Promise<void>>()
@@ -254,10 +256,6 @@ export class Engine implements TextEngine {
   private start(request: EngineRequest, sampling: Drawing['sampling'], sequence: Sequence): TokenStream {
     const { signal } = request
     const stream = new TokenQueue(() => this.leave(job))
-    const abort = () => {
-      stream.fail(signal!.reason)
-      this.leave(job)
-    }
     const job: Job = {
       sequence,
       stream,
@@ -266,12 +264,39 @@ export class Engine implements TextEngine {
       stopIds: new Set(request.sampling?.stopIds ?? []),
       adapter: request.adapter ?? null,
       speculates: this.drafts !== null && request.speculate !== false,
-      dispose: () => signal?.removeEventListener('abort', abort),
+      signal: signal ?? null,
       draftKey: null,
     }
-    signal?.addEventListener('abort', abort, { once: true })
+    if (signal) this.watch(signal, job)
     this.jobs.set(sequence, job)
     return stream
+  }
+
+  private watch(signal: AbortSignal, job: Job): void {
+    let watched = this.watched.get(signal)
+    if (!watched) {
+      const jobs = new Set<Job>()
+      const abort = () => {
+        for (const aborted of jobs) {
+          aborted.stream.fail(signal.reason)
+          this.leave(aborted)
+        }
+      }
+      watched = { jobs, abort }
+      this.watched.set(signal, watched)
+      signal.addEventListener('abort', abort, { once: true })
+    }
+    watched.jobs.add(job)
+  }
+
+  private unwatch(job: Job): void {
+    const { signal } = job
+    const watched = signal && this.watched.get(signal)
+    if (!watched) return
+    watched.jobs.delete(job)
+    if (watched.jobs.size > 0) return
+    signal.removeEventListener('abort', watched.abort)
+    this.watched.delete(signal)
   }
 
   private leave(job: Job): void {
@@ -313,9 +338,14 @@ export class Engine implements TextEngine {
     this.executor.move(this.scheduler.moves.splice(0))
   }
 
-  /** @param planned filled with the sequences whose rows are computed */
+  /** @param planned filled with the sequences that take part in what is being computed */
   private async step(planned: Set<Sequence>): Promise<void> {
-    if (this.drafts) await this.propose(this.drafts)
+    if (this.drafts) {
+      // Whom a draft source fails.
+      for (const sequence of this.scheduler.decoding) planned.add(sequence)
+      await this.propose(this.drafts)
+      planned.clear()
+    }
     const plan = planStep(this.scheduler)
     for (const { sequence, samples } of plan.prefill) for (const s of [sequence, ...samples]) planned.add(s)
     for (const sequence of plan.decode) planned.add(sequence)
@@ -466,7 +496,7 @@ export class Engine implements TextEngine {
   private remove(job: Job): void {
     const { sequence } = job
     if (this.jobs.delete(sequence)) {
-      job.dispose()
+      this.unwatch(job)
       this.drafts?.release(sequence.id)
     }
     endSequence(this.scheduler, sequence)

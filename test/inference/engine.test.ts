@@ -2,6 +2,7 @@
 // decoding it alone, to the bit. That those are the model's is tested in
 // engine-exact.test.ts.
 import { beforeAll, describe, expect, it } from 'vitest'
+import type { FreeSource } from '../../src/inference/drafts/source.js'
 import type { Engine } from '../../src/inference/engine.js'
 import type { EngineRequest, TokenConstraint } from '../../src/inference/request.js'
 import type { LoadedBase } from '../../src/models/loaded-base.js'
@@ -302,6 +303,44 @@ describe.each(modes)('$mode', ({ format, options }) => {
       await expect(
         read(alone.submit({ promptIds: [1], signal: AbortSignal.abort(new Error('early')) })),
       ).rejects.toThrow('early')
+    })
+
+    it('may share a signal in any number, without a warning', async () => {
+      const warnings: string[] = []
+      const warn = (warning: Error) => warnings.push(warning.name)
+      process.on('warning', warn)
+      const engine = await openEngine(base, options)
+      const controller = new AbortController()
+      const requests = mixture(20, 17).map((request) => ({ ...request, signal: controller.signal }))
+      await readAll(engine, requests)
+      const streams = engine.submitMany(requests)
+      const ends = streams.map((stream) => expect(read(stream)).rejects.toThrow('all of them'))
+      controller.abort(new Error('all of them'))
+      await Promise.all(ends)
+      await engine.drain()
+      process.off('warning', warn)
+      expect(warnings).toEqual([])
+      expect(engine.statistics()).toMatchObject({ running: 0, waiting: 0, blocks: { used: 0 } })
+    })
+
+    it('fail with the error of their draft source, and the engine goes on', async () => {
+      let fails = true
+      const drafts: FreeSource = {
+        name: 'broken',
+        kind: 'free',
+        propose(requests) {
+          if (fails) throw new Error('no drafts today')
+          return requests.map(() => null)
+        },
+        release() {},
+      }
+      const engine = await openEngine(base, { ...options, maxSequences: 1, drafts })
+      const request = { promptIds: [1, 2, 3], sampling: { maxNewTokens: 5 } }
+      const [first, second] = engine.submitMany([request, { ...request, promptIds: [4, 5] }])
+      await expect(read(first!)).rejects.toThrow('no drafts today')
+      fails = false
+      expect((await read(second!)).ids).toHaveLength(5)
+      expect(engine.statistics().blocks.used).toBe(0)
     })
 
     it('run to their end while the engine drains, and no more are taken', async () => {

@@ -21,15 +21,20 @@ import {
   enqueue,
   isIdle,
   planStep,
+  reserveDrafts,
   type Scheduler,
   type Sequence,
 } from './scheduler.js'
 import {
   acceptanceKey,
   createSpeculation,
+  type DraftPlan,
+  type DraftVariant,
   expectedAcceptance,
+  makingCost,
   planDrafts,
   recordDraft,
+  recordMaking,
   recordStep,
   type Speculation,
 } from './speculation.js'
@@ -81,7 +86,7 @@ interface Job extends Drawing {
   readonly stopIds: ReadonlySet<number>
   readonly adapter: string | null
   readonly speculates: boolean
-  readonly dispose: () => void
+  readonly signal: AbortSignal | null
   /** Acceptance key of the drafts that the next step verifies. */
   draftKey: string | null
 }
@@ -99,6 +104,8 @@ export class Engine implements TextEngine {
   private readonly speculation: Speculation
   private readonly isMeasured: boolean
   private readonly jobs = new Map<Sequence, Job>()
+  /** Requests by the signal that aborts them: one listener for all that share it. */
+  private readonly watched = new Map<AbortSignal, { jobs: Set<Job>; abort(): void }>()
   /** Given up by their readers since the last step. */
   private readonly leaving = new Set<Job>()
   private readonly loading = new Set<Promise<void>>()
@@ -137,9 +144,8 @@ export class Engine implements TextEngine {
     const blocks = options.blocks ?? defaultBlocks(options, blockBytes(base, cacheType), maxSequences, wanted)
     const maxSequenceTokens = Math.min(wanted, config.maxPositionEmbeddings, blocks * blockTokens)
     const source = options.drafts === undefined ? 'prompt-lookup' : options.drafts
-    const drafts = typeof source === 'string' ? await draftSources[source]() : source
     const maxDraftTokens = options.maxDraftTokens ?? 16
-    const decodeRows = drafts ? Math.max(maxSequences, 1 + maxDraftTokens, 64) : maxSequences
+    const decodeRows = source ? Math.max(maxSequences, 1 + maxDraftTokens, 64) : maxSequences
     const linears = architecture.linears(config)
     const maxAdapters = options.maxAdapters ?? 8
     const perAdapter = sum(linears.map(({ inFeatures, outFeatures }) => DEFAULT_RANK * (inFeatures + outFeatures) + 32))
@@ -165,6 +171,11 @@ export class Engine implements TextEngine {
         slots: store.slots,
         adapterLeaf: store.leaf,
       })
+      const host = {
+        numLayers: config.numHiddenLayers,
+        openDecoder: (layers: number) => executor.openDecoder(layers),
+      }
+      const drafts = typeof source === 'string' ? await draftSources[source](host) : source
       const prefillTokensBeside = options.prefillTokensBeside ?? 128
       const scheduler = createScheduler({ blocks, maxSequences, prefillTokens, prefillTokensBeside, decodeRows })
       return new Engine({ options, maxSequenceTokens, executor, store, scheduler, drafts })
@@ -245,10 +256,6 @@ export class Engine implements TextEngine {
   private start(request: EngineRequest, sampling: Drawing['sampling'], sequence: Sequence): TokenStream {
     const { signal } = request
     const stream = new TokenQueue(() => this.leave(job))
-    const abort = () => {
-      stream.fail(signal!.reason)
-      this.leave(job)
-    }
     const job: Job = {
       sequence,
       stream,
@@ -257,12 +264,39 @@ export class Engine implements TextEngine {
       stopIds: new Set(request.sampling?.stopIds ?? []),
       adapter: request.adapter ?? null,
       speculates: this.drafts !== null && request.speculate !== false,
-      dispose: () => signal?.removeEventListener('abort', abort),
+      signal: signal ?? null,
       draftKey: null,
     }
-    signal?.addEventListener('abort', abort, { once: true })
+    if (signal) this.watch(signal, job)
     this.jobs.set(sequence, job)
     return stream
+  }
+
+  private watch(signal: AbortSignal, job: Job): void {
+    let watched = this.watched.get(signal)
+    if (!watched) {
+      const jobs = new Set<Job>()
+      const abort = () => {
+        for (const aborted of jobs) {
+          aborted.stream.fail(signal.reason)
+          this.leave(aborted)
+        }
+      }
+      watched = { jobs, abort }
+      this.watched.set(signal, watched)
+      signal.addEventListener('abort', abort, { once: true })
+    }
+    watched.jobs.add(job)
+  }
+
+  private unwatch(job: Job): void {
+    const { signal } = job
+    const watched = signal && this.watched.get(signal)
+    if (!watched) return
+    watched.jobs.delete(job)
+    if (watched.jobs.size > 0) return
+    signal.removeEventListener('abort', watched.abort)
+    this.watched.delete(signal)
   }
 
   private leave(job: Job): void {
@@ -304,9 +338,14 @@ export class Engine implements TextEngine {
     this.executor.move(this.scheduler.moves.splice(0))
   }
 
-  /** @param planned filled with the sequences whose rows are computed */
+  /** @param planned filled with the sequences that take part in what is being computed */
   private async step(planned: Set<Sequence>): Promise<void> {
-    if (this.drafts) await this.propose(this.drafts)
+    if (this.drafts) {
+      // Whom a draft source fails.
+      for (const sequence of this.scheduler.decoding) planned.add(sequence)
+      await this.propose(this.drafts)
+      planned.clear()
+    }
     const plan = planStep(this.scheduler)
     for (const { sequence, samples } of plan.prefill) for (const s of [sequence, ...samples]) planned.add(s)
     for (const sequence of plan.decode) planned.add(sequence)
@@ -333,43 +372,68 @@ export class Engine implements TextEngine {
 
   /** Drafts of every sequence that decodes, as long as they pay. */
   private async propose(source: DraftSource): Promise<void> {
-    const { decoding, options } = this.scheduler
+    const { decoding } = this.scheduler
     const jobs = decoding.map((sequence) => this.jobs.get(sequence)!).filter((job) => job.speculates)
     if (jobs.length === 0) return
-    const requests = jobs.map(({ sequence }) => ({
+    const requests = jobs.map(({ sequence, sampling }) => ({
       sequence: sequence.id,
       tokens: sequence.tokens,
       max: Math.max(0, Math.min(this.maxDraftTokens, sequence.maxTokens - sequence.tokens.length - 1)),
+      blocks: sequence.blocks,
+      slot: sequence.slot,
+      sampling,
     }))
-    // A source that costs time makes no more than pays by what it reached before.
-    const lengths = source.isFree
-      ? requests.map(({ max }) => max)
-      : this.lengths(requests.map(({ max }) => ({ length: max, key: acceptanceKey(source.name, 1) })))
-    const asked = requests.map((request, i) => ({ ...request, max: lengths[i]! }))
-    const wanted = source.isFree ? asked : asked.filter(({ max }) => max > 0)
-    if (wanted.length === 0) return
-    const proposed = await source.propose(wanted)
-    const bySequence = new Map<number, Draft | null>(wanted.map(({ sequence }, i) => [sequence, proposed[i] ?? null]))
-    const drafts = jobs.map(({ sequence }) => bySequence.get(sequence.id) ?? null)
-    const keys = drafts.map((draft) => acceptanceKey(source.name, draft?.evidence ?? 1))
-    const taken =
-      this.isMeasured && source.isFree
-        ? this.lengths(drafts.map((draft, i) => ({ length: draft?.ids.length ?? 0, key: keys[i]! })))
-        : drafts.map((draft) => draft?.ids.length ?? 0)
-    let room = options.decodeRows - decoding.length
-    for (const [i, job] of jobs.entries()) {
-      const ids = drafts[i]?.ids.slice(0, Math.min(room, taken[i]!)) ?? []
-      room -= ids.length
-      job.sequence.drafts = ids
-      job.draftKey = keys[i]!
+    const take = (job: Job, draft: Draft, length: number) => {
+      job.sequence.drafts = draft.ids.slice(0, length)
+      job.draftKey = acceptanceKey(source.name, draft.evidence)
     }
+    if (source.kind === 'free') {
+      const drafts = source.propose(requests)
+      const offers = drafts.map((draft) => ({
+        length: draft?.ids.length ?? 0,
+        acceptance: draft ? expectedAcceptance(this.speculation, acceptanceKey(source.name, draft.evidence)) : 0,
+      }))
+      const { lengths } = this.plan([{ key: null, offers }])
+      for (const [i, draft] of drafts.entries()) if (draft && lengths[i]! > 0) take(jobs[i]!, draft, lengths[i]!)
+      return
+    }
+    const keys = source.variants.map((variant) => acceptanceKey(source.name, variant))
+    const { lengths, variant: chosen } = this.plan(
+      keys.map((key) => {
+        const acceptance = expectedAcceptance(this.speculation, key)
+        const tokenCost = makingCost(this.speculation, key)
+        return { key, offers: requests.map(({ max }) => ({ length: max, acceptance, tokenCost })) }
+      }),
+    )
+    const wanted = requests.flatMap((request, i) => {
+      const max = lengths[i]!
+      if (max === 0) return []
+      if (source.writesCache && !reserveDrafts(this.scheduler, jobs[i]!.sequence, max)) return []
+      return { job: jobs[i]!, request: { ...request, max } }
+    })
+    if (wanted.length === 0) return
+    this.executor.move(this.scheduler.moves.splice(0))
+    const started = performance.now()
+    const drafts = await source.propose(
+      wanted.map(({ request }) => request),
+      source.variants[chosen]!,
+    )
+    const made = sum(drafts.map((draft) => draft?.ids.length ?? 0))
+    if (made > 0) recordMaking(this.speculation, keys[chosen]!, made, performance.now() - started)
+    for (const [i, draft] of drafts.entries()) if (draft) take(wanted[i]!.job, draft, draft.ids.length)
   }
 
-  private lengths(offers: readonly { length: number; key: string }[]): number[] {
+  /** How long a draft each sequence verifies, within the rows of a run, and which way of drafting pays best. */
+  private plan(variants: readonly DraftVariant[]): DraftPlan {
     const { decoding, options } = this.scheduler
-    if (!this.isMeasured) return offers.map(({ length }) => length)
-    const priced = offers.map(({ length, key }) => ({ length, acceptance: expectedAcceptance(this.speculation, key) }))
-    return planDrafts(this.speculation, decoding.length, priced, options.decodeRows)
+    if (this.isMeasured) return planDrafts(this.speculation, decoding.length, variants, options.decodeRows)
+    let room = options.decodeRows - decoding.length
+    const lengths = variants[0]!.offers.map(({ length }) => {
+      const taken = Math.min(length, room)
+      room -= taken
+      return taken
+    })
+    return { variant: 0, lengths }
   }
 
   private emitFirst(sequence: Sequence, drawn: Drawn, draw: number): void {
@@ -432,7 +496,7 @@ export class Engine implements TextEngine {
   private remove(job: Job): void {
     const { sequence } = job
     if (this.jobs.delete(sequence)) {
-      job.dispose()
+      this.unwatch(job)
       this.drafts?.release(sequence.id)
     }
     endSequence(this.scheduler, sequence)

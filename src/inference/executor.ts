@@ -1,15 +1,17 @@
 // Runs the engine's steps: the programs of the two roles over one paged cache, and the byte moves between blocks and
 // host memory. Buffers are made once, for the largest step.
 import { compile } from '../compiler/compile.js'
-import { bytesOf } from '../compiler/graph.js'
+import { bytesOf, type Graph } from '../compiler/graph.js'
 import { type CacheType, cacheTensors } from '../compiler/ops/paged-attention.js'
 import { MAX_TOP_LOGPS, SAMPLING_COLUMNS, samplingColumns } from '../compiler/ops/sample-tokens.js'
+import type { ModelConfig } from '../models/config.js'
 import { cacheLeafName, type PagedTrace, pagedLeaves } from '../models/context.js'
 import { graphOptions, type Precision, pagedGraph } from '../models/graphs.js'
 import type { LoadedBase } from '../models/loaded-base.js'
 import { type BoundProgram, bindProgram, type LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer } from '../runtime/types.js'
 import type { Batch, Draw } from './batch.js'
+import type { PartialDecoder } from './drafts/source.js'
 import type { BlockMove } from './swap.js'
 
 export type Role = PagedTrace['role']
@@ -51,7 +53,18 @@ export function blockBytes({ config, runtime }: LoadedBase, type: CacheType): nu
 /** Words of a mask over the vocabulary. */
 const maskWords = (vocabSize: number) => Math.ceil(vocabSize / 32)
 
+function pagedOf(options: ExecutorOptions, role: Role, config: ModelConfig): Graph {
+  const { base, precision, cacheType, blocks, blocksPerSequence, slots } = options
+  return pagedGraph(base.architecture, graphOptions(base.runtime.info.kernels, precision), {
+    config,
+    formats: base.formats,
+    paged: { role, cacheType, blocks, blocksPerSequence, slots },
+  })
+}
+
 export class Executor {
+  private readonly options: ExecutorOptions
+  private readonly leaf: (name: string) => LeafMemory | null
   private readonly cache: readonly DeviceBuffer[]
   private readonly blocks: number
   private readonly maskWords: number
@@ -66,8 +79,15 @@ export class Executor {
 
   private constructor(
     options: ExecutorOptions,
-    memory: { cache: readonly DeviceBuffer[]; workspace: DeviceBuffer; programs: Record<Role, BoundProgram> },
+    memory: {
+      cache: readonly DeviceBuffer[]
+      leaf: (name: string) => LeafMemory | null
+      workspace: DeviceBuffer
+      programs: Record<Role, BoundProgram>
+    },
   ) {
+    this.options = options
+    this.leaf = memory.leaf
     this.cache = memory.cache
     this.workspace = memory.workspace
     this.programs = memory.programs
@@ -79,25 +99,12 @@ export class Executor {
   }
 
   static async open(options: ExecutorOptions): Promise<Executor> {
-    const { base, cacheType, blocks, blocksPerSequence, slots } = options
-    const { runtime, config, formats, architecture } = base
+    const { base, cacheType, blocks } = options
+    const { runtime, config } = base
     const compiled = (role: Role, rows: number, draws: number) =>
-      compile(
-        pagedGraph(architecture, graphOptions(runtime.info.kernels, options.precision), {
-          config,
-          formats,
-          paged: { role, cacheType, blocks, blocksPerSequence, slots },
-        }),
-        {
-          dims: {
-            N: rows,
-            S: options.maxSequences,
-            R: draws,
-            E: Math.max(1, draws * options.editsPerDraw),
-            C: draws,
-          },
-        },
-      )
+      compile(pagedOf(options, role, config), {
+        dims: { N: rows, S: options.maxSequences, R: draws, E: Math.max(1, draws * options.editsPerDraw), C: draws },
+      })
     const graphs = {
       // A prompt of fewer tokens than it has samples draws more often than it has rows.
       prefill: compiled('prefill', options.prefillTokens, options.maxSequences),
@@ -118,7 +125,7 @@ export class Executor {
       prefill: await bindProgram(runtime, graphs.prefill, { leaf, workspace }),
       decode: await bindProgram(runtime, graphs.decode, { leaf, workspace }),
     }
-    return new Executor(options, { cache, workspace, programs })
+    return new Executor(options, { cache, leaf, workspace, programs })
   }
 
   /** Moves whole blocks; nothing runs meanwhile. */
@@ -158,8 +165,21 @@ export class Executor {
   }
 
   /** Writes the rows' keys and values and draws. What it gives is valid until the next run of the role. */
-  async run(role: Role, batch: Batch): Promise<Drawn> {
-    const program = this.programs[role]
+  run(role: Role, batch: Batch): Promise<Drawn> {
+    return this.runProgram(this.programs[role], batch)
+  }
+
+  /** A decoder of the first layers of the model, over the same cache and adapters. */
+  async openDecoder(layers: number): Promise<PartialDecoder> {
+    const { base, maxSequences } = this.options
+    const config = { ...base.config, numHiddenLayers: layers }
+    const graph = pagedOf(this.options, 'decode', config)
+    const dims = { N: maxSequences, S: maxSequences, R: maxSequences, E: 1, C: 1 }
+    const program = await bindProgram(base.runtime, compile(graph, { dims }), { leaf: this.leaf })
+    return { run: (batch) => this.runProgram(program, batch), close: () => program.close() }
+  }
+
+  private async runProgram(program: BoundProgram, batch: Batch): Promise<Drawn> {
     program.i32(pagedLeaves.inputIds).set(batch.ids)
     program.i32(pagedLeaves.positionIds).set(batch.positions)
     program.i32(pagedLeaves.rowSequence).set(batch.sequences)

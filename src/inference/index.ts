@@ -1,7 +1,14 @@
 // Scoring, embedding and generation, as the SDK offers them.
 export type { SharedArena } from './adapters.js'
 export { createConstraint, type ResponseFormat } from './constraint.js'
-export type { Draft, DraftRequest, DraftSource, DraftSourceName } from './drafts/index.js'
+export {
+  createDraftModel,
+  type Draft,
+  type DraftModelOptions,
+  type DraftRequest,
+  type DraftSource,
+  type DraftSourceName,
+} from './drafts/index.js'
 export { Engine, type EngineOptions } from './engine.js'
 export { generateTokens, topTokens } from './generate.js'
 export {

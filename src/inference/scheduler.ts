@@ -193,7 +193,7 @@ function planDecode(s: Scheduler, moves: BlockMove[]): Sequence[] {
 /** Own blocks for its next rows, taken from newer sequences if need be; false: it was preempted itself. */
 function makeRoom(s: Scheduler, sequence: Sequence, moves: BlockMove[]): boolean {
   for (;;) {
-    if (reserveRows(s, sequence, moves)) return true
+    if (reserveRows(s, sequence, 1 + sequence.drafts.length, moves)) return true
     if (sequence.drafts.length > 0) {
       sequence.drafts = []
       continue
@@ -204,8 +204,20 @@ function makeRoom(s: Scheduler, sequence: Sequence, moves: BlockMove[]): boolean
   }
 }
 
-function reserveRows(s: Scheduler, sequence: Sequence, moves: BlockMove[]): boolean {
-  const last = Math.floor((sequence.computed + sequence.drafts.length) / blockTokens)
+/**
+ * Own blocks for the rows of drafts that are yet to be made, without taking any from others; the moves come before the
+ * next run.
+ */
+export function reserveDrafts(s: Scheduler, sequence: Sequence, drafts: number): boolean {
+  const last = blocksFor(sequence.computed + 1 + drafts)
+  const needed = last - Math.floor(sequence.computed / blockTokens)
+  // Every sequence may want a block in this step.
+  if (needed + s.decoding.length > availableBlocks(s.pool)) return false
+  return reserveRows(s, sequence, 1 + drafts, s.moves)
+}
+
+function reserveRows(s: Scheduler, sequence: Sequence, rows: number, moves: BlockMove[]): boolean {
+  const last = Math.floor((sequence.computed + rows - 1) / blockTokens)
   for (let index = Math.floor(sequence.computed / blockTokens); index <= last; index++) {
     const shared = sequence.blocks[index]
     if (shared !== undefined && isWritable(s.pool, shared)) continue

@@ -11,6 +11,8 @@ const memory = 0.97
 const prior = { acceptance: 0.6, weight: 4 }
 /** Cost of a further row before two numbers of rows were measured, as a share of a step: low, so that it is tried. */
 const assumedRowCost = 0.05
+/** Every way to draft is first tried in short drafts, until so many of their tokens were judged. */
+const trial = { tokens: 2, judged: 4 } as const
 /** Drafts must promise this much more speed: less is noise. */
 const leastGain = 1.02
 /** Steps without drafts after which a short one is tried all the same; doubled each time that it does not pay. */
@@ -19,6 +21,8 @@ const probing = { first: 32, last: 512, tokens: 3 } as const
 export interface Speculation {
   /** Milliseconds of the latest decode steps, by rows. */
   readonly times: Map<number, number[]>
+  /** Milliseconds of making one draft token lately, by source and variant. */
+  readonly making: Map<string, number[]>
   /** Fading counts of draft tokens, by source and evidence. */
   readonly acceptance: Map<string, { accepted: number; tried: number }>
   /** Steps with a draft at hand that took none of it. */
@@ -28,19 +32,27 @@ export interface Speculation {
 
 export const createSpeculation = (): Speculation => ({
   times: new Map(),
+  making: new Map(),
   acceptance: new Map(),
   idleSteps: 0,
   probeAfter: probing.first,
 })
 
-export function recordStep({ times }: Speculation, rows: number, milliseconds: number): void {
-  const known = times.get(rows)
-  if (!known) times.set(rows, [milliseconds])
+function remember<K>(times: Map<K, number[]>, key: K, milliseconds: number): void {
+  const known = times.get(key)
+  if (!known) times.set(key, [milliseconds])
   else {
     known.push(milliseconds)
     if (known.length > timeWindow) known.shift()
   }
 }
+
+export const recordStep = ({ times }: Speculation, rows: number, milliseconds: number): void =>
+  remember(times, rows, milliseconds)
+
+/** Counts the time of making drafts of `tokens` tokens together. */
+export const recordMaking = ({ making }: Speculation, key: string, tokens: number, milliseconds: number): void =>
+  remember(making, key, milliseconds / tokens)
 
 /** Evidence in steps of half an octave: 2, 3, 4, 6, 8, 12, … */
 export const acceptanceKey = (source: string, evidence: number): string =>
@@ -105,6 +117,15 @@ export function chooseDrafts(
   cost: (rows: number) => number,
   maxRows: number,
 ): number[] {
+  return weighDrafts(sequences, offers, cost, maxRows).lengths
+}
+
+function weighDrafts(
+  sequences: number,
+  offers: readonly DraftOffer[],
+  cost: (rows: number) => number,
+  maxRows: number,
+): { lengths: number[]; rate: number } {
   const tokens = offers.flatMap(({ length, acceptance, tokenCost }, offer) =>
     Array.from({ length }, (_, i) => ({ offer, worth: acceptance ** (i + 1), cost: tokenCost ?? 0 })),
   )
@@ -120,32 +141,69 @@ export function chooseDrafts(
   }
   const lengths = offers.map(() => 0)
   for (const { offer } of tokens.slice(0, best.count)) lengths[offer]!++
-  return lengths
+  return { lengths, rate: best.rate }
 }
 
-/** The choice for a step, with a short draft now and then where none pays, so that a change is noticed. */
+/** One way to draft: what it offers to every sequence. */
+export interface DraftVariant {
+  /** Its acceptance and making are counted by it; null where the drafts are there already. */
+  readonly key: string | null
+  readonly offers: readonly DraftOffer[]
+}
+
+/** How a step drafts: which variant, and how many tokens for every sequence. */
+export interface DraftPlan {
+  readonly variant: number
+  readonly lengths: readonly number[]
+}
+
+/**
+ * The variant and the lengths that pay best, with a short draft now and then where none pays, so that a change is
+ * noticed.
+ */
 export function planDrafts(
   state: Speculation,
   sequences: number,
-  offers: readonly DraftOffer[],
+  variants: readonly DraftVariant[],
   maxRows: number,
-): number[] {
-  if (stepCost(state, sequences) === null || offers.every(({ length }) => length === 0)) return offers.map(() => 0)
-  const lengths = chooseDrafts(sequences, offers, (rows) => stepCost(state, rows)!, maxRows)
+): DraftPlan {
+  const none = { variant: 0, lengths: variants[0]!.offers.map(() => 0) }
+  const isEmpty = variants.every(({ offers }) => offers.every(({ length }) => length === 0))
+  if (stepCost(state, sequences) === null || isEmpty) return none
+  const room = Math.max(0, maxRows - sequences)
+  const untried = variants.findIndex(
+    ({ key }) => key !== null && (state.acceptance.get(key)?.tried ?? 0) < trial.judged,
+  )
+  if (untried >= 0) return shortDraft(variants, untried, Math.min(room, trial.tokens))
+  const weighed = variants.map(({ offers }) =>
+    weighDrafts(sequences, offers, (rows) => stepCost(state, rows)!, maxRows),
+  )
+  const best = weighed.reduce((a, { rate }, i) => (rate > weighed[a]!.rate ? i : a), 0)
+  const { lengths } = weighed[best]!
   if (lengths.some((length) => length > 0)) {
     state.idleSteps = 0
     // It pays again: a later pause is probed as soon as the first one.
     state.probeAfter = probing.first
-    return lengths
+    return { variant: best, lengths }
   }
   state.idleSteps++
-  if (state.idleSteps < state.probeAfter) return lengths
+  if (state.idleSteps < state.probeAfter) return none
   state.idleSteps = 0
   state.probeAfter = Math.min(probing.last, 2 * state.probeAfter)
-  const likeliest = offers.reduce(
-    (a, b, i) => (b.length > 0 && b.acceptance > (offers[a]?.acceptance ?? 0) ? i : a),
-    -1,
-  )
-  const room = Math.max(0, maxRows - sequences)
-  return offers.map(({ length }, i) => (i === likeliest ? Math.min(length, probing.tokens, room) : 0))
+  const likeliest = variants.map(({ offers }) => Math.max(...offers.map((o) => (o.length > 0 ? o.acceptance : -1))))
+  return shortDraft(variants, likeliest.indexOf(Math.max(...likeliest)), Math.min(room, probing.tokens))
+}
+
+/** At most `tokens` of a variant's likeliest offer. */
+function shortDraft(variants: readonly DraftVariant[], variant: number, tokens: number): DraftPlan {
+  const { offers } = variants[variant]!
+  const worth = offers.map(({ length, acceptance }) => (length > 0 ? acceptance : -1))
+  const best = worth.indexOf(Math.max(...worth))
+  return { variant, lengths: offers.map(({ length }, i) => (i === best ? Math.min(length, tokens) : 0)) }
+}
+
+/** Milliseconds of making one token of a draft; 0 before it was measured. */
+export function makingCost(state: Speculation, key: string): number {
+  const known = state.making.get(key)
+  return known ? median(known) : 0
 }

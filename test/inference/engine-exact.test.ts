@@ -1,7 +1,7 @@
 // The engine's tokens are the model's: against decoding without a cache, every token computed from its whole sequence,
 // with our kernels and with the lowering that states what they mean.
 import { beforeAll, describe, expect, it } from 'vitest'
-import type { Draft, DraftSource } from '../../src/inference/drafts/source.js'
+import type { Draft, FreeSource } from '../../src/inference/drafts/source.js'
 import type { Engine } from '../../src/inference/engine.js'
 import { InferenceSession, packSequences } from '../../src/inference/session.js'
 import type { LoadedBase } from '../../src/models/loaded-base.js'
@@ -78,9 +78,9 @@ describe('drafts keep the distribution', () => {
   })
 
   /** Proposes the same token always. */
-  const insisting = (id: number): DraftSource => ({
+  const insisting = (id: number): FreeSource => ({
     name: 'insisting',
-    isFree: true,
+    kind: 'free',
     propose: (requests) => requests.map(({ max }): Draft => ({ ids: new Array(max).fill(id), evidence: 1 })),
     release() {},
   })

@@ -2,6 +2,7 @@
 // decoding it alone, to the bit. That those are the model's is tested in
 // engine-exact.test.ts.
 import { beforeAll, describe, expect, it } from 'vitest'
+import type { FreeSource } from '../../src/inference/drafts/source.js'
 import type { Engine } from '../../src/inference/engine.js'
 import type { EngineRequest, TokenConstraint } from '../../src/inference/request.js'
 import type { LoadedBase } from '../../src/models/loaded-base.js'
@@ -171,14 +172,14 @@ describe.each(modes)('$mode', ({ format, options }) => {
     })
   })
 
-  describe('drafts', () => {
-    it('change no token, greedy or sampled, and are accepted where a text repeats itself', async () => {
+  describe.each(['prompt-lookup', 'early-exit'] as const)('drafts by %s', (source) => {
+    it('change no token, greedy or sampled, and are accepted', async () => {
       const requests = mixture(9, 11).map((request) => ({
         ...request,
         sampling: { ...request.sampling, maxNewTokens: 60 },
       }))
       const expected = await readEach(alone, requests)
-      const engine = await openEngine(base, { ...options, drafts: 'prompt-lookup', speculation: 'fixed' })
+      const engine = await openEngine(base, { ...options, drafts: source, speculation: 'fixed' })
       const texts = await readAll(engine, requests)
       expectSame(texts, expected)
       const { drafts, steps, generatedTokens } = engine.statistics()
@@ -191,7 +192,7 @@ describe.each(modes)('$mode', ({ format, options }) => {
     it('as measured, and switched off for a request, change none either', async () => {
       const requests = mixture(6, 12)
       const expected = await readEach(alone, requests)
-      const engine = await openEngine(base, { ...options, drafts: 'prompt-lookup' })
+      const engine = await openEngine(base, { ...options, drafts: source })
       expectSame(await readEach(engine, requests), expected)
       const before = engine.statistics().drafts
       await readEach(
@@ -207,11 +208,24 @@ describe.each(modes)('$mode', ({ format, options }) => {
           sampled(promptIds, i, { temperature: i, constraint: countdown(), maxNewTokens: 40, repetitionPenalty: 1.1 }),
         )
       const expected = await readEach(alone, requests())
-      const engine = await openEngine(base, { ...options, drafts: 'prompt-lookup', speculation: 'fixed' })
+      const engine = await openEngine(base, { ...options, drafts: source, speculation: 'fixed' })
       const texts = await readAll(engine, requests())
       expectSame(texts, expected)
       for (const text of texts) expect(text.ids.map((id) => id % 8)).toEqual(text.ids.map((_, i) => i % 8))
       expect(engine.statistics().drafts.proposed).toBeGreaterThan(0)
+    })
+
+    it('take blocks from nobody, and share none that they write', async () => {
+      const [promptIds] = prompts(1, 15) as [number[]]
+      const requests = [
+        ...Array.from({ length: 6 }, (_, seed) => sampled(promptIds, seed, { maxNewTokens: 70 })),
+        ...mixture(3, 16).map((request) => ({ ...request, sampling: { ...request.sampling, maxNewTokens: 70 } })),
+      ]
+      const expected = await readEach(alone, requests)
+      const engine = await openEngine(base, { ...options, blocks: 12, drafts: source, speculation: 'fixed' })
+      expectSame(await readAll(engine, requests), expected)
+      expect(engine.statistics().preemptions).toBeGreaterThan(0)
+      expect(engine.statistics().drafts.accepted).toBeGreaterThan(0)
     })
   })
 
@@ -289,6 +303,44 @@ describe.each(modes)('$mode', ({ format, options }) => {
       await expect(
         read(alone.submit({ promptIds: [1], signal: AbortSignal.abort(new Error('early')) })),
       ).rejects.toThrow('early')
+    })
+
+    it('may share a signal in any number, without a warning', async () => {
+      const warnings: string[] = []
+      const warn = (warning: Error) => warnings.push(warning.name)
+      process.on('warning', warn)
+      const engine = await openEngine(base, options)
+      const controller = new AbortController()
+      const requests = mixture(20, 17).map((request) => ({ ...request, signal: controller.signal }))
+      await readAll(engine, requests)
+      const streams = engine.submitMany(requests)
+      const ends = streams.map((stream) => expect(read(stream)).rejects.toThrow('all of them'))
+      controller.abort(new Error('all of them'))
+      await Promise.all(ends)
+      await engine.drain()
+      process.off('warning', warn)
+      expect(warnings).toEqual([])
+      expect(engine.statistics()).toMatchObject({ running: 0, waiting: 0, blocks: { used: 0 } })
+    })
+
+    it('fail with the error of their draft source, and the engine goes on', async () => {
+      let fails = true
+      const drafts: FreeSource = {
+        name: 'broken',
+        kind: 'free',
+        propose(requests) {
+          if (fails) throw new Error('no drafts today')
+          return requests.map(() => null)
+        },
+        release() {},
+      }
+      const engine = await openEngine(base, { ...options, maxSequences: 1, drafts })
+      const request = { promptIds: [1, 2, 3], sampling: { maxNewTokens: 5 } }
+      const [first, second] = engine.submitMany([request, { ...request, promptIds: [4, 5] }])
+      await expect(read(first!)).rejects.toThrow('no drafts today')
+      fails = false
+      expect((await read(second!)).ids).toHaveLength(5)
+      expect(engine.statistics().blocks.used).toBe(0)
     })
 
     it('run to their end while the engine drains, and no more are taken', async () => {

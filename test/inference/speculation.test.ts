@@ -5,8 +5,10 @@ import {
   chooseDrafts,
   createSpeculation,
   expectedAcceptance,
+  makingCost,
   planDrafts,
   recordDraft,
+  recordMaking,
   recordStep,
   stepCost,
 } from '../../src/inference/speculation.js'
@@ -91,7 +93,7 @@ describe('planDrafts', () => {
     let drafted = 0
     for (let step = 0; step < steps; step++) {
       const offer = { length: 16, acceptance: expectedAcceptance(state, 'a') }
-      const [length] = planDrafts(state, 1, [offer], 64) as [number]
+      const [length] = planDrafts(state, 1, [{ key: null, offers: [offer] }], 64).lengths as [number]
       let accepted = 0
       while (accepted < length && draw() < acceptance) accepted++
       if (length > 0) recordDraft(state, 'a', length, accepted)
@@ -124,7 +126,8 @@ describe('planDrafts', () => {
   it('tries again now and then, and goes on where it pays again', () => {
     const state = createSpeculation()
     const step = (isRight: boolean) => {
-      const [length] = planDrafts(state, 1, [{ length: 8, acceptance: expectedAcceptance(state, 'a') }], 64) as [number]
+      const offers = [{ length: 8, acceptance: expectedAcceptance(state, 'a') }]
+      const [length] = planDrafts(state, 1, [{ key: null, offers }], 64).lengths as [number]
       if (length > 0) recordDraft(state, 'a', length, isRight ? length : 0)
       recordStep(state, 1 + length, linear(0.2)(1 + length))
       return length
@@ -139,8 +142,47 @@ describe('planDrafts', () => {
 
   it('never drafts before a step was measured, nor without an offer', () => {
     const state = createSpeculation()
-    expect(planDrafts(state, 1, [{ length: 8, acceptance: 1 }], 64)).toEqual([0])
+    const lengths = (length: number) =>
+      planDrafts(state, 1, [{ key: 'a', offers: [{ length, acceptance: 1 }] }], 64).lengths
+    expect(lengths(8)).toEqual([0])
     recordStep(state, 1, 10)
-    for (let i = 0; i < 100; i++) expect(planDrafts(state, 1, [{ length: 0, acceptance: 1 }], 64)).toEqual([0])
+    for (let i = 0; i < 100; i++) expect(lengths(0)).toEqual([0])
+    expect(lengths(8)).toEqual([2])
+  })
+
+  it('finds the way to draft that pays best, by measured times and acceptance', () => {
+    // Deeper drafts hold more often and cost more: tokens per millisecond are best in the middle.
+    const variants = [
+      { acceptance: 0.3, making: 0.5 },
+      { acceptance: 0.85, making: 1.5 },
+      { acceptance: 0.9, making: 9 },
+    ]
+    const state = createSpeculation()
+    recordStep(state, 1, 10)
+    const taken = variants.map(() => 0)
+    let draws = 0
+    const draw = () => (draws++ * 0.618033988749895) % 1
+    for (let step = 0; step < 600; step++) {
+      const { variant, lengths } = planDrafts(
+        state,
+        1,
+        variants.map((_, v) => {
+          const offer = { acceptance: expectedAcceptance(state, `${v}`), tokenCost: makingCost(state, `${v}`) }
+          return { key: `${v}`, offers: [{ length: 8, ...offer }] }
+        }),
+        64,
+      )
+      const length = lengths[0]!
+      if (length === 0) continue
+      taken[variant]!++
+      recordMaking(state, `${variant}`, length, length * variants[variant]!.making)
+      let accepted = 0
+      while (accepted < length && draw() < variants[variant]!.acceptance) accepted++
+      recordDraft(state, `${variant}`, length, accepted)
+      recordStep(state, 1 + length, linear(0.05)(1 + length))
+    }
+    expect(taken[1]).toBeGreaterThan(500)
+    // Every one was tried.
+    expect(Math.min(...taken)).toBeGreaterThan(0)
   })
 })

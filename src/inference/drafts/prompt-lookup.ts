@@ -1,7 +1,7 @@
 // Drafts from the text itself: what followed the last time that its newest tokens occurred (prompt lookup, after
 // https://github.com/apoorvumang/prompt-lookup-decoding). The longest match wins, of equal ones the latest; without a
 // match there is no draft. Every n-gram is indexed once, so a proposal takes constant time on average.
-import type { Draft, DraftRequest, DraftSource } from './source.js'
+import type { Draft, DraftRequest, FreeSource } from './source.js'
 
 /** Lengths of the n-grams that are indexed, longest first; a match is extended backwards from the longest found. */
 const gramLengths = [8, 4, 2] as const
@@ -61,9 +61,15 @@ function lookUp(index: LookupIndex, tokens: readonly number[], max: number): Dra
   return { ids, evidence: best.length }
 }
 
-export function createPromptLookup(): DraftSource {
+type LookupRequest = Pick<DraftRequest, 'sequence' | 'tokens' | 'max'>
+
+export interface PromptLookup extends FreeSource {
+  propose(requests: readonly LookupRequest[]): readonly (Draft | null)[]
+}
+
+export function createPromptLookup(): PromptLookup {
   const indices = new Map<number, LookupIndex>()
-  const propose = ({ sequence, tokens, max }: DraftRequest): Draft | null => {
+  const propose = ({ sequence, tokens, max }: LookupRequest): Draft | null => {
     let index = indices.get(sequence)
     if (!index) {
       index = { indexed: 0, grams: gramLengths.map(() => new Map<number, number>()) }
@@ -74,7 +80,7 @@ export function createPromptLookup(): DraftSource {
   }
   return {
     name: 'prompt-lookup',
-    isFree: true,
+    kind: 'free',
     propose: (requests) => requests.map(propose),
     release: (sequence) => {
       indices.delete(sequence)

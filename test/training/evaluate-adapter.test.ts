@@ -1,9 +1,9 @@
 // Base beside adapter on held-out rows: every metric against what the SDK's own calls give, intervals, choices of metrics.
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import type { AnsweredRow } from '../../src/data/index.js'
+import { type AnsweredRow, defineDataset } from '../../src/data/index.js'
 import { openModel } from '../../src/inference/index.js'
 import { evaluateAdapter, type TrainableRecipe } from '../../src/training/index.js'
 import { writeTinyAdapter } from '../inference/tiny-model.js'
@@ -88,7 +88,6 @@ describe('an evaluation', () => {
     const { text } = await model.generate({ text: first!.prompt }, { maxNewTokens: 3 }).result
     await model.close()
     const heldOut = join(folder, 'exact.jsonl')
-    const { writeFileSync } = await import('node:fs')
     const lines = [
       { prompt: first!.prompt, completion: text },
       { prompt: first!.prompt, completion: 'something else' },
@@ -100,6 +99,22 @@ describe('an evaluation', () => {
       precision: 'strict',
     })
     expect(found.metrics.exactMatch!.base).toMatchObject({ value: 0.5, low: 0, high: 1 })
+  })
+
+  it('takes the metrics of a dataset module, with all columns of its rows', async () => {
+    const row = (level: number) => ({ prompt: 'red ', completion: 'green', level })
+    const dataset = defineDataset({
+      name: 'levels',
+      description: 'rows with a level',
+      source: 'this test',
+      license: 'CC0',
+      type: 'prompt-completion',
+      metrics: { level: ({ row }) => Number(row.level) },
+      load: () => ({ train: [row(0), row(0)], heldOut: [row(1), row(2), row(6)] }),
+    })
+    const recipe = recipeWith({ dataset, train: undefined, heldOut: undefined } as never)
+    const found = await evaluateAdapter(recipe, { metrics: ['level'], maxNewTokens: 1 })
+    expect(found.metrics.level!.base!.value).toBeCloseTo(3, 9)
   })
 
   it('names a metric that is not there, and a row whose metric is no number', async () => {

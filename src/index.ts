@@ -70,6 +70,7 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
 }
 
 export {
+  type AnsweredRow,
   type ChatMessage,
   CounterRandom,
   DataError,
@@ -84,6 +85,7 @@ export {
   formatNames,
   ignoreIndex,
   isDataset,
+  type Metric,
   type PlacedRow,
   type PreviewRow,
   permutation,
@@ -157,6 +159,7 @@ export { diagnose, openRuntime, type Runtime, type RuntimeInfo, type RuntimeOpti
 export {
   type AdapterEvaluation,
   type EndReason,
+  type Estimate,
   type EvaluateAdapterOptions,
   type EvaluationEvent,
   type EvaluationResult,
@@ -165,6 +168,7 @@ export {
   type InspectedGraph,
   type InspectGraphOptions,
   type Listener,
+  type MetricEstimates,
   NonFiniteError,
   type PlanReport,
   type ProgressEvent,

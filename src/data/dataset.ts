@@ -1,5 +1,6 @@
 // Dataset modules: a module of datasets/ (or of a user) that says what it is, whose it is, and gives rows.
 import { DataError } from './errors.js'
+import type { Metric } from './metric.js'
 import { iterableSource, type RowSource } from './row-source.js'
 import type { RowTypeName } from './row-types/index.js'
 import type { Row } from './row-types/row-type.js'
@@ -31,6 +32,8 @@ export interface DatasetDefinition {
   type?: RowTypeName
   /** The possible answers, where held-out rows are judged by comparing the log-probabilities of answers. */
   choices?: readonly string[]
+  /** Metrics over the answers to held-out rows, by name: `espalier eval` gives their means. */
+  metrics?: Readonly<Record<string, Metric>>
   /** Rows, the same ones for the same context; called once per pass, so keep what is dear to make. */
   load(context: DatasetContext): DatasetSplits | Promise<DatasetSplits>
 }

@@ -46,6 +46,27 @@ function lastTrainedRun({ labels }: EncodedRow): { start: number; end: number } 
   return { start, end }
 }
 
+/** A row as a question to be answered in free text. */
+export interface HeldOutQuestion {
+  /** What the model sees before it answers. */
+  prompt: Int32Array
+  expected: string
+  /** Tokens of the row's own answer. */
+  answerTokens: number
+  row: Row
+  place: string
+}
+
+/** A row cut before its last answer; undefined where rows of its type have none. */
+export function encodeQuestion(encoder: RowEncoder, { row, place }: PlacedRow): HeldOutQuestion | undefined {
+  const { type } = encoder
+  if (!type.answerOf) return undefined
+  const own = encoder.encodeWhole(row, place)
+  const { start, end } = lastTrainedRun(own)
+  const expected = type.answerOf(row as Row)
+  return { prompt: own.inputIds.slice(0, start), expected, answerTokens: end - start, row: row as Row, place }
+}
+
 /**
  * A row as a question: each choice put in the place of its answer and encoded as in training. The stop token is left out unless
  * one answer begins with another. Throws where the row's own answer is none of the choices.

@@ -20,7 +20,15 @@ export {
 export { DataError } from './errors.js'
 export type { Format, PlacedRow } from './formats/format.js'
 export { type FormatName, formatNames, formatOf, formats } from './formats/index.js'
-export { alignLabels, encodeChoices, type HeldOutChoices, type HeldOutDocument, heldOutDocuments } from './held-out.js'
+export {
+  alignLabels,
+  encodeChoices,
+  encodeQuestion,
+  type HeldOutChoices,
+  type HeldOutDocument,
+  type HeldOutQuestion,
+  heldOutDocuments,
+} from './held-out.js'
 export {
   collate,
   type LengthCurriculum,
@@ -31,6 +39,7 @@ export {
   type LoaderState,
 } from './loader.js'
 export { checkMask, type MarkedRun, markedRuns, showMarked } from './mask-checks.js'
+export type { AnsweredRow, Metric } from './metric.js'
 export { clusterNearDuplicates, removeNearDuplicates } from './near-duplicates.js'
 export { packBestFit } from './packing.js'
 export {

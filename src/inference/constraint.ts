@@ -2,7 +2,8 @@
 // compiled once per tokenizer; every sequence has a matcher of its own.
 import * as z from 'zod'
 import type { Tokenizer } from '../data/index.js'
-import { patternInText, withJsonStrings } from './json-strings.js'
+import { patternInText } from './constraint-patterns.js'
+import { schemaForGrammar } from './constraint-schema.js'
 import type { TokenConstraint } from './request.js'
 import {
   createNativeCompiler,
@@ -139,10 +140,10 @@ function grammarOf(format: ResponseFormat): Grammar {
     return { regex: patternInText(source) }
   }
   const { schema } = format
-  if (schema instanceof z.ZodType) return { schema: withJsonStrings(z.toJSONSchema(schema)) as object }
+  if (schema instanceof z.ZodType) return { schema: schemaForGrammar(z.toJSONSchema(schema)) as object }
   if (typeof schema !== 'object' || schema === null || Array.isArray(schema))
     throw new ResponseFormatError('responseFormat.schema must be a zod type or a JSON schema object')
-  return { schema: withJsonStrings(schema) as object }
+  return { schema: schemaForGrammar(schema) as object }
 }
 
 interface TokenizerGrammars {

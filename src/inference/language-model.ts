@@ -378,7 +378,9 @@ export class LanguageModel {
 
   /** Continues many prompts in one batch; results come as they finish. Ending the iteration early cancels the rest. */
   async *generateMany(prompts: readonly Prompt[], options: ManyOptions = {}): AsyncGenerator<IndexedGeneration> {
-    const { n = 1, ...rest } = options
+    // One listener for all: a signal takes few.
+    const { n = 1, signal, ...rest } = options
+    signal?.throwIfAborted()
     const places = prompts.flatMap((_, index) => Array.from({ length: n }, (_, sample) => ({ index, sample })))
     const prepared: { request: EngineRequest; release(): void }[] = []
     try {
@@ -415,7 +417,10 @@ export class LanguageModel {
         (error) => finished.end(error),
       )
     if (left === 0) return
+    const onAbort = () => finished.end(signal!.reason)
+    signal?.addEventListener('abort', onAbort, { once: true })
     yield* finished.read(() => {
+      signal?.removeEventListener('abort', onAbort)
       for (const stream of streams) stream.cancel()
     })
   }

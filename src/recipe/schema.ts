@@ -1,7 +1,7 @@
 // What a recipe may say (stop 2): strict schemas, so that no key is ever ignored. The stage's part comes from the stages'
 // map; here are base, adapter, data and runtime, and the checks between parts.
 import { z } from 'zod'
-import { type Dataset, formatNames, isDataset, rowTypeNames, truncations } from '../data/index.js'
+import { type Dataset, formatNames, isDataset, type Metric, rowTypeNames, truncations } from '../data/index.js'
 import { importFormats } from '../models/import.js'
 import { ALL_LINEAR } from '../models/lora-config.js'
 import { stageSchema } from '../training/index.js'
@@ -63,6 +63,13 @@ export const dataSchema = z.strictObject({
   templateVariables: z.record(z.string(), z.unknown()).optional(),
   /** The answers that held-out rows are judged by: accuracy by comparing their log-probabilities. */
   choices: z.array(z.string().min(1)).min(2).optional(),
+  /** Metrics over the answers to held-out rows, by name; a dataset module may state its own beside them. */
+  metrics: z
+    .record(
+      z.string().regex(/^[A-Za-z]\w*$/, 'letters, digits and underscores only'),
+      z.custom<Metric>((value) => typeof value === 'function', 'must be a function of {row, expected, answer}'),
+    )
+    .optional(),
 })
 
 export const runtimeSchema = z.strictObject({

@@ -74,6 +74,8 @@ export interface HeldOutLoss {
   tokens: number
   /** `nllSum / tokens`; NaN without targets. */
   loss: number
+  /** Of every document. */
+  perDocument: { nllSum: number; tokens: number }[]
 }
 
 /** Mean NLL over the targets of all documents: one division, whatever the packs. */
@@ -85,15 +87,26 @@ export async function evaluateLoss(
   let nllSum = 0
   let tokens = 0
   let done = 0
+  const perDocument: HeldOutLoss['perDocument'] = []
   for (const group of groupByTokens(documents, ({ ids }) => ids.length, options.maxTokens)) {
     options.signal?.throwIfAborted()
     const scored = await program.score(packDocuments(group), { adapter: options.adapter })
     nllSum += scored.nllSum
     tokens += scored.tokens
+    let at = 0
+    for (const { labels } of group) {
+      const own = { nllSum: 0, tokens: 0 }
+      for (let i = 0; i < labels.length; i++) {
+        if (labels[i]! < 0) continue
+        own.nllSum -= scored.logps[at++]!
+        own.tokens++
+      }
+      perDocument.push(own)
+    }
     done += group.length
     options.onProgress?.(done, documents.length)
   }
-  return { nllSum, tokens, loss: tokens > 0 ? nllSum / tokens : Number.NaN }
+  return { nllSum, tokens, loss: tokens > 0 ? nllSum / tokens : Number.NaN, perDocument }
 }
 
 interface ChoiceDocument {
@@ -129,6 +142,8 @@ export interface ChoiceResult {
   rows: number
   /** Summed log-probability of every choice, per row. */
   logps: number[][]
+  /** Whether the right answer scored highest, per row. */
+  isRight: boolean[]
   /** Mean NLL of the right answers, in nats per token. */
   loss: number
   tokens: number
@@ -163,14 +178,15 @@ export async function evaluateChoices(
     done += group.length
     options.onProgress?.(done, documents.length)
   }
-  let correct = 0
+  const isRight: boolean[] = []
   let nll = 0
   let tokens = 0
   for (const [index, { answer, choices }] of rows.entries()) {
     const scores = logps[index]!
-    if (scores.every((score, choice) => choice === answer || score < scores[answer]!)) correct++
+    isRight.push(scores.every((score, choice) => choice === answer || score < scores[answer]!))
     nll -= scores[answer]!
     tokens += choices[answer]!.length
   }
-  return { accuracy: correct / rows.length, correct, rows: rows.length, logps, loss: nll / tokens, tokens }
+  const correct = isRight.filter(Boolean).length
+  return { accuracy: correct / rows.length, correct, rows: rows.length, logps, isRight, loss: nll / tokens, tokens }
 }

@@ -18,6 +18,7 @@ export function plan(
 }
 
 export { openAdapter, type RunAdapter } from './adapter.js'
+export type { Estimate } from './bootstrap.js'
 export { CheckpointError, listCheckpoints } from './checkpoint.js'
 export {
   type ChoiceResult,
@@ -27,7 +28,12 @@ export {
   evaluateLoss,
   type HeldOutLoss,
 } from './evaluate.js'
-export { type AdapterEvaluation, type EvaluateAdapterOptions, evaluateAdapter } from './evaluate-adapter.js'
+export {
+  type AdapterEvaluation,
+  type EvaluateAdapterOptions,
+  evaluateAdapter,
+  type MetricEstimates,
+} from './evaluate-adapter.js'
 export type * from './events.js'
 export { type GraphName, graphNames, type InspectedGraph, type InspectGraphOptions, inspectRecipe } from './inspect.js'
 export { type LossName, losses, lossNames } from './losses/index.js'

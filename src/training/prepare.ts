@@ -8,10 +8,13 @@ import {
   type Dataset,
   datasetSource,
   encodeChoices,
+  encodeQuestion,
   type FormatName,
   fileSource,
+  type HeldOutQuestion,
   heldOutDocuments,
   Loader,
+  type Metric,
   prepareStore,
   previewRows,
   RowEncoder,
@@ -56,6 +59,8 @@ export interface DataOptions extends EncodingOptions {
   columns?: Record<string, string>
   /** Answers that held-out rows are judged by; a dataset module states its own. */
   choices?: string[]
+  /** Metrics over the answers to held-out rows, beside those of a dataset module. */
+  metrics?: Readonly<Record<string, Metric>>
 }
 
 /** What `prepareRun` needs of a recipe. */
@@ -106,6 +111,8 @@ export interface PreparedData {
   heldOutReport: DataReport | undefined
   documents: Document[]
   choices: ChoiceRow[]
+  /** The held-out rows as questions; empty where they have no answers. */
+  questions(maxRows?: number): Promise<HeldOutQuestion[]>
   tokenizer: Tokenizer
   template: ChatTemplate | undefined
   hashes: Record<string, string>
@@ -157,6 +164,18 @@ export async function prepareData(
     heldOutReport: undefined,
     documents: [],
     choices: [],
+    async questions(maxRows = Number.POSITIVE_INFINITY) {
+      const found: HeldOutQuestion[] = []
+      if (!sources.heldOut || !(await hasHeldOut(data, seed))) return found
+      const encoder = new RowEncoder({ ...encoding, type: encoding.type ?? train.report.type })
+      for await (const placed of sources.heldOut.rows()) {
+        if (found.length >= maxRows) break
+        const question = encodeQuestion(encoder, placed)
+        if (!question) break
+        found.push(question)
+      }
+      return found
+    },
     tokenizer,
     template,
     hashes: { train: train.key },

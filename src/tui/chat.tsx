@@ -138,7 +138,10 @@ export function ChatView({ model, columns, onOpen }: ChatViewProps) {
       const before = isEscaped ? text.slice(0, cursor - 1) : text.slice(0, cursor)
       return change({ ...newest.current, text: `${before}\n${text.slice(cursor)}`, cursor: before.length + 1 })
     }
-    change(press(newest.current, input, key))
+    // What comes at once (a paste, a script) is sent where it ends with a line break; others in it stay.
+    const isSent = input.length > 1 && /[\r\n]$/.test(input) && !state.current
+    change(press(newest.current, isSent ? input.replace(/[\r\n]+$/, '') : input, key))
+    if (isSent) void enter()
   })
 
   const answering = state.sides.map((side) => (side === 'base' ? model.name : model.adapter)).join(' and ')

@@ -141,6 +141,23 @@ describe('generateMany', () => {
     expect(model.engine.statistics().running).toBe(0)
   })
 
+  it('rejects with the reason of a signal, with one listener for all, and leaves nothing running', async () => {
+    const controller = new AbortController()
+    const warnings: Error[] = []
+    const onWarning = (warning: Error) => void warnings.push(warning)
+    process.on('warning', onWarning)
+    const reading = (async () => {
+      const prompts = Array.from({ length: 20 }, () => 'red')
+      for await (const _ of model.generateMany(prompts, { raw: true, maxNewTokens: 200, signal: controller.signal }));
+    })()
+    setTimeout(() => controller.abort(new Error('that is all')), 20)
+    await expect(reading).rejects.toThrow('that is all')
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    process.off('warning', onWarning)
+    expect(warnings).toEqual([])
+    expect(model.engine.statistics().running).toBe(0)
+  })
+
   it('gives nothing for nothing', async () => {
     for await (const _ of model.generateMany([])) expect.unreachable()
   })

@@ -1,9 +1,8 @@
 // The oracle itself: its sampling against values worked by hand and against frequencies, and its streams.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { chooseToken, editLogits, gumbelNoise, keptThreshold } from '../../src/inference/uncached-engine.js'
 import { openRuntime, type Runtime } from '../../src/runtime/index.js'
 import { tinyBase } from '../device/tiny-base.js'
-import { PlainEngine } from './plain-engine.js'
+import { chooseToken, editLogits, gumbelNoise, keptThreshold, PlainEngine } from './plain-engine.js'
 
 describe('sampling', () => {
   it('takes penalties and bias from the logits, as worked by hand', () => {

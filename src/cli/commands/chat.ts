@@ -43,7 +43,7 @@ export const chat = defineCommand({
     progress.end()
     try {
       const backend: ChatModel = {
-        name: basename(model.name),
+        name: basename(model.name.replace(/\s*\(.*\)$/, '')),
         adapter: options.adapter === undefined ? undefined : adapterName(options.adapter),
         answer: (messages, { side, turn, signal: stopped }) =>
           // A base without a template gets the last message as plain text.

@@ -82,7 +82,11 @@ export const generate = defineCommand({
       nargs: 1, // so that it may begin with a dash
       describe: 'what to answer, through the chat template where the base has one',
     },
-    input: { type: 'string', describe: 'rows of {prompt}, {messages, tools?} or {text} (jsonl, csv, ...); - is stdin' },
+    input: {
+      type: 'string',
+      nargs: 1,
+      describe: 'rows of {prompt}, {messages, tools?} or {text} (jsonl, csv, ...); - is stdin',
+    },
     system: { type: 'string', nargs: 1, describe: 'a system message before it' },
     raw: { type: 'boolean', default: false, describe: 'continue the prompt as plain text, without template' },
     adapter: { type: 'string', describe: 'a PEFT folder' },

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { patternInJson, patternInText, withJsonStrings } from '../../src/inference/json-strings.js'
+import { lengthInJson, patternInJson, patternInText } from '../../src/inference/constraint-patterns.js'
 
 const values = ['', 'a', '"', '\\', 'a"b', 'a\\b', '\n', 'a\tb', 'é', '🌳', 'x y', '-', ']', '7', '\u0001', '/']
 
@@ -30,12 +30,8 @@ it('classes that take part of what is beyond ASCII are refused', () => {
   expect(patternInText('[a-zäöü]')).toBe('(?:[\\x61-\\x7a]|ä|ö|ü)')
 })
 
-it('lengths become patterns, in every part of a schema but its literals', () => {
-  const schema = { type: 'object', properties: { a: { type: 'string', maxLength: 3 } }, const: { maxLength: 3 } }
-  const found = withJsonStrings(schema) as typeof schema & { properties: { a: { pattern: string } } }
-  expect(found.const).toEqual({ maxLength: 3 })
-  expect(Object.keys(found.properties.a)).toEqual(['type', 'pattern'])
-  const expression = new RegExp(found.properties.a.pattern, 'u')
-  for (const text of ['', 'abc', '\\n\\"x', 'é']) expect(text).toMatch(expression)
+it('lengths count characters of the value, not of its text', () => {
+  const expression = new RegExp(lengthInJson(0, 3), 'u')
+  for (const text of ['', 'abc', '\\n\\"x', 'é', '🌳']) expect(text).toMatch(expression)
   for (const text of ['abcd', '"', '\\', '\n']) expect(text).not.toMatch(expression)
 })

@@ -1,4 +1,4 @@
-// Regular expressions and limits on JSON strings, as the grammar compiler takes them right. Two things it does not: classes
+// Regular expressions, and lengths of JSON strings, in the form that the grammar compiler takes right. Two things it does not: classes
 // that reach beyond ASCII in part (it takes their bytes apart), and `pattern` and lengths of JSON strings, which it applies
 // to the text between the quotes without regard to what must be escaped there. So every atom that is concerned is written
 // anew from the characters that it matches.
@@ -84,24 +84,7 @@ export const patternInText = (pattern: string): string => rewrite(pattern, 'text
 /** A pattern over the value of a string → the pattern over its JSON text. */
 export const patternInJson = (pattern: string): string => rewrite(pattern, 'json')
 
-function lengthPattern(min: number, max: number | undefined): string {
+/** A pattern over the JSON text of strings of some length, in code points. */
+export function lengthInJson(min: number, max: number | undefined): string {
   return `^${ANY_CHARACTER}{${min},${max ?? ''}}$`
-}
-
-const literalKeys = new Set(['const', 'enum', 'default', 'examples'])
-
-/** A schema whose strings are limited by patterns of their JSON text only. */
-export function withJsonStrings(schema: unknown): unknown {
-  if (Array.isArray(schema)) return schema.map(withJsonStrings)
-  if (typeof schema !== 'object' || schema === null) return schema
-  const out: Record<string, unknown> = {}
-  for (const [key, value] of Object.entries(schema)) out[key] = literalKeys.has(key) ? value : withJsonStrings(value)
-  const { pattern, minLength, maxLength } = schema as Record<string, unknown>
-  if (typeof pattern === 'string') out.pattern = patternInJson(pattern)
-  else if (typeof minLength === 'number' || typeof maxLength === 'number') {
-    out.pattern = lengthPattern(Number(minLength ?? 0), maxLength as number | undefined)
-    delete out.minLength
-    delete out.maxLength
-  }
-  return out
 }

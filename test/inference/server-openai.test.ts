@@ -6,7 +6,16 @@ import OpenAI from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
-import { clientOf, contextTokens, endId, expectIdle, importTinyChat, openTestModel, start } from './server-harness.js'
+import {
+  clientOf,
+  contextTokens,
+  endId,
+  endless,
+  expectIdle,
+  importTinyChat,
+  openTestModel,
+  start,
+} from './server-harness.js'
 
 let folder: string
 let model: LanguageModel
@@ -111,6 +120,18 @@ describe('chat', () => {
     expect(streamed).toEqual(texts)
     const alone = await client.chat.completions.create(chat)
     expect(alone.choices[0]!.message.content).toBe(texts[0])
+  })
+
+  it('finds a prompt again that it has seen, and says so', async () => {
+    const content = 'A prompt of some length, so that it fills blocks of the cache. '.repeat(3)
+    const ask = async (n: number) =>
+      (await client.chat.completions.create({ ...chat, n, messages: [{ role: 'user', content }] })).usage!
+    const first = await ask(2)
+    expect(first.prompt_tokens_details!.cached_tokens).toBe(0)
+    const again = await ask(1)
+    expect(again.prompt_tokens).toBe(first.prompt_tokens)
+    expect(again.prompt_tokens_details!.cached_tokens).toBeGreaterThan(content.length / 2)
+    expect(again.prompt_tokens_details!.cached_tokens).toBeLessThan(again.prompt_tokens)
   })
 
   it('repeats itself for a seed, and not without', async () => {
@@ -252,7 +273,7 @@ describe('completions', () => {
 
 describe('a client that leaves', () => {
   it('frees its sequences, streamed and whole', async () => {
-    const long = { ...chat, max_tokens: 900, n: 2 }
+    const long = { ...chat, max_tokens: endless, n: 2 }
     const stream = await client.chat.completions.create({ ...long, stream: true })
     for await (const _ of stream) {
       expect(model.engine.statistics().running).toBeGreaterThan(0)

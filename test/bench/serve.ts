@@ -2,7 +2,7 @@
 // streams open for a minute, each beginning the next when it ends. Before and after, the engine alone does the same work in
 // a process of its own: the share of its throughput is the server's. Options: --clients --seconds --tokens --base.
 import { spawn } from 'node:child_process'
-import { once } from 'node:events'
+import { once, setMaxListeners } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { createInterface } from 'node:readline'
@@ -100,6 +100,7 @@ async function measureEngine(task: Task & { kind: 'engine' }): Promise<EngineMea
   let isOver = false
   let seed = 0
   const controller = new AbortController()
+  setMaxListeners(0, controller.signal)
   const running = keepGoing(
     task.clients,
     () => isOver,

@@ -68,13 +68,13 @@ export const start = (model: ServedModel, options: Partial<ServeOptions> = {}): 
 export const clientOf = (server: RunningServer, apiKey = 'none') =>
   new OpenAI({ baseURL: `${server.url}/v1`, apiKey, maxRetries: 0 })
 
-/** Waits until nothing runs or waits any more; fails when something is left. */
+/** Waits until nothing runs, waits or holds blocks any more; fails when something is left. */
 export async function expectIdle(model: ServedModel, server?: RunningServer): Promise<void> {
   const state = () => {
-    const { running, waiting, swapped } = model.engine.statistics()
-    return { running, waiting, swapped, active: server?.active ?? 0 }
+    const { running, waiting, swapped, blocks } = model.engine.statistics()
+    return { running, waiting, swapped, blocks: blocks.used, active: server?.active ?? 0 }
   }
-  await expect.poll(state, { timeout: 20_000 }).toEqual({ running: 0, waiting: 0, swapped: 0, active: 0 })
+  await expect.poll(state, { timeout: 20_000 }).toEqual({ running: 0, waiting: 0, swapped: 0, blocks: 0, active: 0 })
 }
 
 export interface RawAnswer {

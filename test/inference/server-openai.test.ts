@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
+import { CounterRandom } from '../../src/data/index.js'
 import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
 import {
@@ -288,5 +289,30 @@ describe('a client that leaves', () => {
     await expectIdle(model, server)
     const metrics = await (await fetch(`${server.url}/metrics`)).text()
     expect(metrics).toMatch(/http_requests_total\{route="\/v1\/chat\/completions",method="POST",code="499"\} 2/)
+  })
+
+  it('among others leaves theirs as they are, 40 of them at random moments', async () => {
+    const random = new CounterRandom(4, 'server/leaving')
+    const undisturbed = (await client.chat.completions.create({ ...chat, max_tokens: 60 })).choices[0]!.message.content
+    const staying: Promise<string | null>[] = []
+    const leaving: Promise<void>[] = []
+    for (let i = 0; i < 40; i++) {
+      if (i % 8 === 0)
+        staying.push(
+          client.chat.completions
+            .create({ ...chat, max_tokens: 60 })
+            .then(({ choices }) => choices[0]!.message.content),
+        )
+      const leaver = async () => {
+        const request = { ...chat, seed: i, max_tokens: endless, n: 1 + (i % 3) }
+        const stream = await client.chat.completions.create({ ...request, stream: true })
+        let left = 1 + random.nextInt(40)
+        for await (const _ of stream) if (--left === 0) stream.controller.abort()
+      }
+      leaving.push(leaver())
+      await new Promise((resolve) => setTimeout(resolve, random.nextInt(15)))
+    }
+    await Promise.all(leaving)
+    expect(await Promise.all(staying)).toEqual(staying.map(() => undisturbed))
   })
 })

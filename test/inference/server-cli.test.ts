@@ -127,11 +127,12 @@ describe('serve', () => {
       [['--adapter', 'polite'], 2, /give a name and a PEFT folder/],
       [['--adapter', `tiny=${folder}/polite`], 2, /this is the name of the base/],
       [['--max-concurrent', '0'], 2, /--max-concurrent must be a whole number of at least 1/],
+      [['--port', '99999'], 2, /--port must be at most 65535/],
       [['--allow-adapter-loading', '/nowhere'], 1, /no such folder to load adapters from/],
       [['--adapter', 'x=/nowhere'], 1, /nowhere/],
     ]
     for (const [args, code, message] of cases) {
-      const found = await espalier(['serve', base, '--name', 'tiny', '--port', '0', ...args])
+      const found = await espalier(['serve', base, '--name', 'tiny', ...args])
       expect(found.stderr).toMatch(message)
       expect([found.code, found.stdout]).toEqual([code, ''])
     }

@@ -5,6 +5,8 @@ import { describeFetch, progressPrinter } from '../progress.js'
 
 const logLevels = ['silent', 'fatal', 'error', 'warn', 'info', 'debug', 'trace'] as const
 
+const maxPort = 65_535
+
 /** `name=folder` → its parts. */
 function namedFolder(text: string): [name: string, folder: string] {
   const at = text.indexOf('=')
@@ -83,6 +85,7 @@ export const serve = defineCommand({
     'Without a key everyone who can connect may ask; /health and /metrics never ask for one.',
   async run(options, { signal, print, say }) {
     const adapters = options.adapter.map(namedFolder)
+    if (positive('port', options.port, 0) > maxPort) throw new UsageError(`--port must be at most ${maxPort}`)
     const keys = [...options['api-key'], ...(process.env.ESPALIER_API_KEYS ?? '').split(',')]
       .map((key) => key.trim())
       .filter(Boolean)

@@ -22,7 +22,7 @@ import { loadAdapter } from '../models/peft.js'
 import { openRuntime, type Runtime, type RuntimeOptions } from '../runtime/index.js'
 import { createConstraint, type ResponseFormat } from './constraint.js'
 import { embedSequences } from './embed.js'
-import { Engine } from './engine.js'
+import { Engine, type EngineOptions } from './engine.js'
 import { createQueue } from './queue.js'
 import type { EngineRequest, SamplingOptions, TextEngine } from './request.js'
 import { type ScoredRow, scoreRow, scoreRows, type TokenRow } from './score.js'
@@ -40,6 +40,8 @@ export interface OpenModelOptions {
   /** `strict`: fp32 arithmetic and activations. Default `fast`. */
   precision?: Precision | undefined
   runtime?: RuntimeOptions | undefined
+  /** Sizes of the engine: sequences, cache, adapters, drafts. */
+  engine?: Omit<EngineOptions, 'base' | 'precision'> | undefined
   signal?: AbortSignal | undefined
   onProgress?: ((progress: FetchProgress) => void) | undefined
 }
@@ -99,11 +101,6 @@ export interface LanguageModelParts {
 /** Rows are scored and embedded in packs of so many tokens: long enough for full speed. */
 const PACK_TOKENS = 2048
 
-/** The engine of a model. */
-function openEngine(base: LoadedBase, precision: Precision): Promise<TextEngine> {
-  return Engine.open({ base, precision })
-}
-
 export class LanguageModel {
   readonly name: string
   readonly dir: string
@@ -137,7 +134,7 @@ export class LanguageModel {
     const runtime = await openRuntime(options.runtime ?? {})
     try {
       const base = await loadBase(runtime, opened)
-      const engine = await openEngine(base, precision)
+      const engine = await Engine.open({ ...options.engine, base, precision })
       const release = async () => {
         base.close()
         await runtime.close()

@@ -2,7 +2,7 @@
 // streams open for a minute, each beginning the next when it ends. Before and after, the engine alone does the same work in
 // a process of its own: the share of its throughput is the server's. Options: --clients --seconds --tokens --base.
 import { spawn } from 'node:child_process'
-import { once } from 'node:events'
+import { once, setMaxListeners } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { createInterface } from 'node:readline'
@@ -13,7 +13,13 @@ import { childInput, reportToParent, runChild } from './process-tree.js'
 
 const defaults = { clients: 64, seconds: 60, tokens: 64 }
 const promptWords = 96
+/** Of the cache, which the warm-up fills: from then on the server's memory is all in use. */
+const cacheMb = 512
 const warmUpSeconds = 10
+/** The clients warm the server up until its memory rests: by less than this share in so many seconds, within a limit. */
+const restingGrowth = 0.005
+const restingSeconds = 10
+const maxWarmUpSeconds = 120
 /** Each of the two times that the engine runs alone. */
 const aloneSeconds = 20
 /** Without an event for so long a stream is stuck. */
@@ -45,6 +51,7 @@ interface ClientMeasure {
   tokensPerSecond: number
   rssGrowth: number
   rssMb: [afterWarmUp: number, atEnd: number]
+  warmUpSeconds: number
   firstTokenMs: { p50: number; p95: number }
   failures: string[]
 }
@@ -82,7 +89,10 @@ const sleep = (seconds: number) => new Promise((resolve) => setTimeout(resolve, 
 
 async function measureEngine(task: Task & { kind: 'engine' }): Promise<EngineMeasure> {
   const { openModel } = await import('../../src/index.js')
-  const model: LanguageModel = await openModel({ base: task.base })
+  const model: LanguageModel = await openModel({
+    base: task.base,
+    engine: { maxSequences: task.clients, cacheBytes: cacheMb * 2 ** 20 },
+  })
   const { engine, tokenizer, template } = model
   const endIds = [...new Set([...tokenizer.specialIds, ...(tokenizer.eosId === undefined ? [] : [tokenizer.eosId])])]
   const logitBias = new Map(endIds.map((id) => [id, -100]))
@@ -90,6 +100,7 @@ async function measureEngine(task: Task & { kind: 'engine' }): Promise<EngineMea
   let isOver = false
   let seed = 0
   const controller = new AbortController()
+  setMaxListeners(0, controller.signal)
   const running = keepGoing(
     task.clients,
     () => isOver,
@@ -204,7 +215,15 @@ async function measureClients(task: Task & { kind: 'clients' }): Promise<ClientM
       }
     },
   )
-  await sleep(warmUpSeconds)
+  const warmUpBegin = performance.now()
+  const warmedSeconds = () => (performance.now() - warmUpBegin) / 1000
+  for (let last = 0, now = rssMb(task.pid); warmedSeconds() < maxWarmUpSeconds; ) {
+    await sleep(restingSeconds)
+    last = now
+    now = rssMb(task.pid)
+    if (now < last * (1 + restingGrowth)) break
+  }
+  const warmUp = Math.round(warmedSeconds())
   const rssBefore = rssMb(task.pid)
   const before = await generatedTokens(task.url)
   const begin = performance.now()
@@ -221,6 +240,7 @@ async function measureClients(task: Task & { kind: 'clients' }): Promise<ClientM
     tokensPerSecond: tokens / seconds,
     rssGrowth: rssAfter / rssBefore,
     rssMb: [Math.round(rssBefore), Math.round(rssAfter)],
+    warmUpSeconds: warmUp,
     firstTokenMs: { p50: quantile(0.5), p95: quantile(0.95) },
     failures: failures.slice(0, 5),
   }
@@ -231,7 +251,8 @@ async function withServer<T>(
   clients: number,
   work: (server: { url: string; model: string; pid: number }) => Promise<T>,
 ): Promise<T> {
-  const args = [bin, 'serve', base, '--port', '0', '--json', '--log-level', 'warn', '--max-concurrent', `${clients}`]
+  const sizes = ['--max-concurrent', `${clients}`, '--cache-mb', `${cacheMb}`]
+  const args = [bin, 'serve', base, '--port', '0', '--json', '--log-level', 'warn', ...sizes]
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
   const exited = once(child, 'exit')
   try {

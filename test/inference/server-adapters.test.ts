@@ -8,6 +8,7 @@ import type { RunningServer } from '../../src/inference/server/index.js'
 import {
   clientOf,
   endId,
+  endless,
   expectApiError,
   expectIdle,
   importTinyChat,
@@ -69,7 +70,7 @@ describe('adapters', () => {
   it('are not unloaded under a request', async () => {
     await load('busy', 'one')
     const client = clientOf(server)
-    const request = { model: 'busy', prompt: 'one two', max_tokens: 300, logit_bias: { [endId]: -100 } }
+    const request = { model: 'busy', prompt: 'one two', max_tokens: endless, logit_bias: { [endId]: -100 } }
     const stream = await client.completions.create({ ...request, stream: true })
     const events = stream[Symbol.asyncIterator]()
     await events.next()

@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline'
 import OpenAI from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { build, espalier, root } from '../cli/espalier.js'
-import { endId, importTinyChat, saveTinyAdapter } from './server-harness.js'
+import { endId, endless, importTinyChat, saveTinyAdapter } from './server-harness.js'
 
 let folder: string
 let base: string
@@ -83,7 +83,7 @@ describe('serve', () => {
 
   it('is ended at once by a second signal', async () => {
     const { child, exited, client } = await serve(['--port', '0', '--log-level', 'silent'])
-    const stream = await client.chat.completions.create({ ...long('tiny'), max_tokens: 900, stream: true })
+    const stream = await client.chat.completions.create({ ...long('tiny'), max_tokens: endless, stream: true })
     const reading = (async () => {
       let count = 0
       for await (const _ of stream) if (++count === 1) child.kill('SIGINT')
@@ -98,7 +98,7 @@ describe('serve', () => {
   it('that is killed leaves nothing behind, and the next one takes its place', async () => {
     const before = readdirSync(folder, { recursive: true }).sort()
     const first = await serve(['--port', '0'])
-    const stream = await first.client.chat.completions.create({ ...long('tiny'), max_tokens: 900, stream: true })
+    const stream = await first.client.chat.completions.create({ ...long('tiny'), max_tokens: endless, stream: true })
     await stream[Symbol.asyncIterator]().next()
     first.child.kill('SIGKILL')
     expect(await first.exited).toEqual([null, 'SIGKILL'])
@@ -126,12 +126,13 @@ describe('serve', () => {
     const cases: [string[], number, RegExp][] = [
       [['--adapter', 'polite'], 2, /give a name and a PEFT folder/],
       [['--adapter', `tiny=${folder}/polite`], 2, /this is the name of the base/],
-      [['--max-concurrent', '0'], 2, /--max-concurrent must be a number of at least 1/],
+      [['--max-concurrent', '0'], 2, /--max-concurrent must be a whole number of at least 1/],
+      [['--port', '99999'], 2, /--port must be at most 65535/],
       [['--allow-adapter-loading', '/nowhere'], 1, /no such folder to load adapters from/],
       [['--adapter', 'x=/nowhere'], 1, /nowhere/],
     ]
     for (const [args, code, message] of cases) {
-      const found = await espalier(['serve', base, '--name', 'tiny', '--port', '0', ...args])
+      const found = await espalier(['serve', base, '--name', 'tiny', ...args])
       expect(found.stderr).toMatch(message)
       expect([found.code, found.stdout]).toEqual([code, ''])
     }

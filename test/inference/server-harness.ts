@@ -24,7 +24,9 @@ export const template = [
 
 /** The end token of the tiny model; forbidding it gives texts of a known length. */
 export const endId = 0
-export const contextTokens = 1024
+export const contextTokens = 8192
+/** More than is generated while a test looks on. */
+export const endless = 8000
 
 /** Imports the tiny model under `folder`, with this chat template or none → its base directory. */
 export async function importTinyChat(folder: string, chatTemplate: string | null = template): Promise<string> {
@@ -57,7 +59,8 @@ export function saveTinyAdapter(base: string, folder: string, seed: number): str
 }
 
 /** The model as the command line opens it, in strict arithmetic. */
-export const openTestModel = (base: string): Promise<LanguageModel> => openModel({ base, precision: 'strict' })
+export const openTestModel = (base: string): Promise<LanguageModel> =>
+  openModel({ base, precision: 'strict', engine: { cacheBytes: 64 << 20 } })
 
 export const start = (model: ServedModel, options: Partial<ServeOptions> = {}): Promise<RunningServer> =>
   serve({ model, ...options })
@@ -65,13 +68,13 @@ export const start = (model: ServedModel, options: Partial<ServeOptions> = {}): 
 export const clientOf = (server: RunningServer, apiKey = 'none') =>
   new OpenAI({ baseURL: `${server.url}/v1`, apiKey, maxRetries: 0 })
 
-/** Waits until nothing runs or waits any more; fails when something is left. */
+/** Waits until nothing runs, waits or holds blocks any more; fails when something is left. */
 export async function expectIdle(model: ServedModel, server?: RunningServer): Promise<void> {
   const state = () => {
-    const { running, waiting, swapped } = model.engine.statistics()
-    return { running, waiting, swapped, active: server?.active ?? 0 }
+    const { running, waiting, swapped, blocks } = model.engine.statistics()
+    return { running, waiting, swapped, blocks: blocks.used, active: server?.active ?? 0 }
   }
-  await expect.poll(state, { timeout: 20_000 }).toEqual({ running: 0, waiting: 0, swapped: 0, active: 0 })
+  await expect.poll(state, { timeout: 20_000 }).toEqual({ running: 0, waiting: 0, swapped: 0, blocks: 0, active: 0 })
 }
 
 export interface RawAnswer {

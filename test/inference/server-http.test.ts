@@ -9,6 +9,7 @@ import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
 import {
   endId,
+  endless,
   expectApiError,
   expectIdle,
   importTinyChat,
@@ -220,7 +221,7 @@ describe('slow clients', () => {
   })
 
   it('that leave within headers or body, or close one half, leave nothing', async () => {
-    const body = JSON.stringify({ ...chat, max_tokens: 400 })
+    const body = JSON.stringify({ ...chat, max_tokens: endless })
     const whole = head(body.length) + body
     for (const cut of [10, 60, head(body.length).length + 5, whole.length]) {
       await sendRaw(server, [whole.slice(0, cut), { waitMs: 50 }, { end: true }])
@@ -237,7 +238,7 @@ describe('slow clients', () => {
 
   it('that read nothing of a stream are dropped, and their sequences with them', async () => {
     // Pieces of text are small, so many choices with alternatives fill what the kernel keeps for the socket.
-    const body = JSON.stringify({ ...chat, max_tokens: 900, n: 4, logprobs: true, top_logprobs: 20, stream: true })
+    const body = JSON.stringify({ ...chat, max_tokens: 2000, n: 4, logprobs: true, top_logprobs: 20, stream: true })
     const socket = connect({ port: server.port, host: server.host })
     socket.pause()
     const left = async () =>

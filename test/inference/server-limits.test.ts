@@ -9,6 +9,7 @@ import type { RunningServer, ServeOptions } from '../../src/inference/server/ind
 import {
   clientOf,
   endId,
+  endless,
   expectApiError,
   expectIdle,
   importTinyChat,
@@ -41,7 +42,7 @@ async function withServer(options: Partial<ServeOptions>, work: (server: Running
 const chat = {
   model: 'tiny',
   messages: [{ role: 'user' as const, content: 'hi' }],
-  max_tokens: 400,
+  max_tokens: endless,
   seed: 1,
   logit_bias: { [endId]: -100 },
 }
@@ -53,7 +54,7 @@ describe('the queue', () => {
       const controller = new AbortController()
       const client = clientOf(server)
       const running = client.chat.completions
-        .create({ ...chat, max_tokens: 900 }, { signal: controller.signal })
+        .create(chat, { signal: controller.signal })
         .catch((error: unknown) => error)
       await expect.poll(() => model.engine.statistics().running).toBe(1)
       const short = { ...chat, max_tokens: 2 }
@@ -145,8 +146,8 @@ describe('draining', () => {
   it('ends what has not ended by the deadline, with an error', async () => {
     const server = await start(model, { limits: { drainSeconds: 0.2 } })
     const client = clientOf(server)
-    const whole = client.chat.completions.create({ ...chat, max_tokens: 900 }).catch((error: unknown) => error)
-    const stream = await client.chat.completions.create({ ...chat, max_tokens: 900, stream: true })
+    const whole = client.chat.completions.create(chat).catch((error: unknown) => error)
+    const stream = await client.chat.completions.create({ ...chat, stream: true })
     const reading = (async () => {
       for await (const _ of stream);
     })().catch((error: unknown) => error)

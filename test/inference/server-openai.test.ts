@@ -4,9 +4,19 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
+import { CounterRandom } from '../../src/data/index.js'
 import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
-import { clientOf, contextTokens, endId, expectIdle, importTinyChat, openTestModel, start } from './server-harness.js'
+import {
+  clientOf,
+  contextTokens,
+  endId,
+  endless,
+  expectIdle,
+  importTinyChat,
+  openTestModel,
+  start,
+} from './server-harness.js'
 
 let folder: string
 let model: LanguageModel
@@ -111,6 +121,18 @@ describe('chat', () => {
     expect(streamed).toEqual(texts)
     const alone = await client.chat.completions.create(chat)
     expect(alone.choices[0]!.message.content).toBe(texts[0])
+  })
+
+  it('finds a prompt again that it has seen, and says so', async () => {
+    const content = 'A prompt of some length, so that it fills blocks of the cache. '.repeat(3)
+    const ask = async (n: number) =>
+      (await client.chat.completions.create({ ...chat, n, messages: [{ role: 'user', content }] })).usage!
+    const first = await ask(2)
+    expect(first.prompt_tokens_details!.cached_tokens).toBe(0)
+    const again = await ask(1)
+    expect(again.prompt_tokens).toBe(first.prompt_tokens)
+    expect(again.prompt_tokens_details!.cached_tokens).toBeGreaterThan(content.length / 2)
+    expect(again.prompt_tokens_details!.cached_tokens).toBeLessThan(again.prompt_tokens)
   })
 
   it('repeats itself for a seed, and not without', async () => {
@@ -252,7 +274,7 @@ describe('completions', () => {
 
 describe('a client that leaves', () => {
   it('frees its sequences, streamed and whole', async () => {
-    const long = { ...chat, max_tokens: 900, n: 2 }
+    const long = { ...chat, max_tokens: endless, n: 2 }
     const stream = await client.chat.completions.create({ ...long, stream: true })
     for await (const _ of stream) {
       expect(model.engine.statistics().running).toBeGreaterThan(0)
@@ -267,5 +289,30 @@ describe('a client that leaves', () => {
     await expectIdle(model, server)
     const metrics = await (await fetch(`${server.url}/metrics`)).text()
     expect(metrics).toMatch(/http_requests_total\{route="\/v1\/chat\/completions",method="POST",code="499"\} 2/)
+  })
+
+  it('among others leaves theirs as they are, 40 of them at random moments', async () => {
+    const random = new CounterRandom(4, 'server/leaving')
+    const undisturbed = (await client.chat.completions.create({ ...chat, max_tokens: 60 })).choices[0]!.message.content
+    const staying: Promise<string | null>[] = []
+    const leaving: Promise<void>[] = []
+    for (let i = 0; i < 40; i++) {
+      if (i % 8 === 0)
+        staying.push(
+          client.chat.completions
+            .create({ ...chat, max_tokens: 60 })
+            .then(({ choices }) => choices[0]!.message.content),
+        )
+      const leaver = async () => {
+        const request = { ...chat, seed: i, max_tokens: endless, n: 1 + (i % 3) }
+        const stream = await client.chat.completions.create({ ...request, stream: true })
+        let left = 1 + random.nextInt(40)
+        for await (const _ of stream) if (--left === 0) stream.controller.abort()
+      }
+      leaving.push(leaver())
+      await new Promise((resolve) => setTimeout(resolve, random.nextInt(15)))
+    }
+    await Promise.all(leaving)
+    expect(await Promise.all(staying)).toEqual(staying.map(() => undisturbed))
   })
 })

@@ -5,6 +5,8 @@ import { describeFetch, progressPrinter } from '../progress.js'
 
 const logLevels = ['silent', 'fatal', 'error', 'warn', 'info', 'debug', 'trace'] as const
 
+const maxPort = 65_535
+
 /** `name=folder` → its parts. */
 function namedFolder(text: string): [name: string, folder: string] {
   const at = text.indexOf('=')
@@ -14,7 +16,8 @@ function namedFolder(text: string): [name: string, folder: string] {
 }
 
 const positive = (name: string, value: number, least = 1): number => {
-  if (!Number.isFinite(value) || value < least) throw new UsageError(`--${name} must be a number of at least ${least}`)
+  if (!Number.isInteger(value) || value < least)
+    throw new UsageError(`--${name} must be a whole number of at least ${least}`)
   return value
 }
 
@@ -60,7 +63,16 @@ export const serve = defineCommand({
     'max-concurrent': { type: 'number', default: 64, describe: 'sequences computed at a time' },
     'max-queue': { type: 'number', default: 256, describe: 'requests that wait; one more gets 429' },
     'max-choices': { type: 'number', default: 16, describe: 'choices (n) of one request' },
-    'max-prompt-tokens': { type: 'number', describe: 'tokens of a prompt; default: what the context takes' },
+    'cache-mb': {
+      type: 'number',
+      describe: 'memory of keys and values; default: what the sequences may take, within a quarter of the free memory',
+    },
+    'max-sequence-tokens': {
+      type: 'number',
+      describe: "tokens of prompt and answer; default: the model's context, at most 8192",
+    },
+    'max-adapters': { type: 'number', default: 8, describe: 'adapters loaded at a time' },
+    'max-prompt-tokens': { type: 'number', describe: 'tokens of a prompt; default: what a sequence takes' },
     'max-body-kb': { type: 'number', default: 1024, describe: 'size of a request' },
     'drain-seconds': { type: 'number', default: 30, describe: 'time that running requests get when the server ends' },
     'log-level': { choices: logLevels, default: 'info' as const, describe: 'JSON lines on standard error' },
@@ -73,6 +85,7 @@ export const serve = defineCommand({
     'Without a key everyone who can connect may ask; /health and /metrics never ask for one.',
   async run(options, { signal, print, say }) {
     const adapters = options.adapter.map(namedFolder)
+    if (positive('port', options.port, 0) > maxPort) throw new UsageError(`--port must be at most ${maxPort}`)
     const keys = [...options['api-key'], ...(process.env.ESPALIER_API_KEYS ?? '').split(',')]
       .map((key) => key.trim())
       .filter(Boolean)
@@ -86,12 +99,22 @@ export const serve = defineCommand({
         ? {}
         : { maxPromptTokens: positive('max-prompt-tokens', options['max-prompt-tokens']) }),
     }
+    const { 'cache-mb': cacheMb, 'max-sequence-tokens': maxSequenceTokens } = options
+    const engine = {
+      maxSequences: limits.maxConcurrent,
+      maxAdapters: positive('max-adapters', options['max-adapters']),
+      ...(cacheMb === undefined ? {} : { cacheBytes: positive('cache-mb', cacheMb) * 2 ** 20 }),
+      ...(maxSequenceTokens === undefined
+        ? {}
+        : { maxSequenceTokens: positive('max-sequence-tokens', maxSequenceTokens, 2) }),
+    }
     const sdk = await import('../../index.js')
     const progress = progressPrinter()
     const model = await sdk.openModel({
       base: options.base,
       precision: options.precision === 'fp32' ? 'strict' : 'fast',
       format: options.format,
+      engine,
       signal,
       onProgress: (at) => progress.show(...describeFetch(at)),
     })

@@ -1,5 +1,6 @@
 // One request for text, from the queue to the last byte: the same for chat and plain completions, streamed or whole. Every
 // choice is a sequence of its own; all of them are cancelled when the client leaves or one of them fails.
+import { setMaxListeners } from 'node:events'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { TextOptions } from '../language-model.js'
 import type { Generation, GenerationStream, TextChunk } from '../text.js'
@@ -146,6 +147,7 @@ export async function answer(
   if (choices > context.limits.maxChoices)
     throw badRequest(`${choices} choices in one request; this server gives at most ${context.limits.maxChoices}`, 'n')
   const controller = new AbortController()
+  setMaxListeners(0, controller.signal) // every choice listens
   const onClose = () => controller.abort(new ClientGoneError('the client has left'))
   reply.raw.once('close', onClose)
   if (reply.raw.destroyed) onClose()

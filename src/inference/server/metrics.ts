@@ -16,10 +16,20 @@ const prefix = 'espalier_'
 const seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
 const perTokenSeconds = [0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5]
 
+let ofProcess: Registry | undefined
+
+/** Memory, event-loop lag, garbage collection: watched once in a process, however many servers it starts. */
+function processMetrics(): Registry {
+  if (!ofProcess) {
+    ofProcess = new Registry()
+    collectDefaultMetrics({ register: ofProcess })
+  }
+  return ofProcess
+}
+
 export function createMetrics(admission: Admission, statistics: () => EngineStatistics): ServerMetrics {
   const registry = new Registry()
   const registers = [registry]
-  collectDefaultMetrics({ register: registry }) // memory, event-loop lag, garbage collection
 
   const gauge = (name: string, help: string, read: () => number) =>
     new Gauge({
@@ -87,9 +97,10 @@ export function createMetrics(admission: Admission, statistics: () => EngineStat
     buckets: perTokenSeconds,
     registers,
   })
+  processMetrics()
   return {
     contentType: registry.contentType,
-    text: () => registry.metrics(),
+    text: () => Registry.merge([registry, processMetrics()]).metrics(),
     request(route, method, code, took) {
       requests.inc({ route, method, code })
       duration.observe({ route }, took)

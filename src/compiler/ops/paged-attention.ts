@@ -3,9 +3,10 @@
 // implementation's own: the lowering keeps whole tokens, the kernel what its products read.
 import type { DType, Value } from '../graph.js'
 import { defineOp, type RealNumber, real } from '../op.js'
-import { add, and, cast, div, greaterOrEqual, less, mod, mul, scale, sub, where } from './elementwise.js'
+import { add, and, cast, div, equal, greaterOrEqual, less, mod, mul, scale, sub, where } from './elementwise.js'
 import { matMul, softmax } from './linear-algebra.js'
-import { gather, gatherElements, reshape, ScatterND, transpose, unsqueeze } from './shape.js'
+import { reduceSum } from './reduce.js'
+import { gather, gatherElements, reshape, rowIndices, ScatterND, transpose, unsqueeze } from './shape.js'
 import { need, staticDim } from './shape-rules.js'
 import { constant, scalar } from './tensor.js'
 
@@ -85,15 +86,16 @@ export const PagedAttention = defineOp<PagedAttributes>({
       })[0]!
     }
     const written = [write(keys!, k!), write(values!, v!)] as const // [tokens, K·Dh]
+    // Every sequence's tokens once, all rows against all sequences, and of each row what belongs to its own.
+    const sequences = blockTables!.shape[0]!
     const offsets = Array.from({ length: CACHE_BLOCK }, (_, i) => i)
-    const perToken = add(
-      unsqueeze(mul(tables, int(CACHE_BLOCK)), [2]),
-      constant(g, offsets, [1, 1, CACHE_BLOCK], 'i64'),
-    )
-    const tokens = reshape(perToken, [n, length])
-    const read = (cache: Value) => reshape(gather(cache, tokens), [n, length, a.num_kv_heads, a.head_dim])
-    const queries = reshape(q!, [n, a.num_kv_heads, group, a.head_dim])
-    const scores = scale(matMul(queries, transpose(read(written[0]), [0, 2, 3, 1])), a.scale.real) // [N, K, G, L]
+    const blocks = unsqueeze(mul(cast(blockTables!, 'i64'), int(CACHE_BLOCK)), [2])
+    const tokens = reshape(add(blocks, constant(g, offsets, [1, 1, CACHE_BLOCK], 'i64')), [sequences, length])
+    const read = (cache: Value) => reshape(gather(cache, tokens), [sequences, length, a.num_kv_heads, a.head_dim])
+    const queries = transpose(reshape(q!, [n, a.num_kv_heads, group, a.head_dim]), [1, 2, 0, 3])
+    const keysOf = unsqueeze(transpose(read(written[0]), [0, 2, 3, 1]), [2]) // [S, K, 1, Dh, L]
+    const valuesOf = unsqueeze(transpose(read(written[1]), [0, 2, 1, 3]), [2]) // [S, K, 1, L, Dh]
+    const scores = scale(matMul(unsqueeze(queries, [0]), keysOf), a.scale.real) // [S, K, G, N, L]
     const key = constant(
       g,
       Array.from({ length }, (_, i) => i),
@@ -102,9 +104,11 @@ export const PagedAttention = defineOp<PagedAttributes>({
     )
     let seen = greaterOrEqual(position, key) // [N, L]
     if (a.window > 0) seen = and(seen, less(sub(position, key), int(a.window)))
-    const masked = where(unsqueeze(seen, [1, 2]), scores, scalar(g, -1e30, g.floatType))
-    const mixed = matMul(softmax(masked), transpose(read(written[1]), [0, 2, 1, 3])) // [N, K, G, Dh]
-    return [reshape(mixed, q!.shape), reshape(written[0], keys!.shape), reshape(written[1], values!.shape)]
+    const weights = softmax(where(unsqueeze(seen, [0, 1, 2]), scores, scalar(g, -1e30, g.floatType)))
+    const own = equal(unsqueeze(rowIndices(blockTables!), [1]), unsqueeze(cast(rowSequence!, 'i64'), [0])) // [S, N]
+    const mixed = where(unsqueeze(own, [1, 2, 4]), matMul(weights, valuesOf), scalar(g, 0, g.floatType))
+    const summed = transpose(reduceSum(mixed, [0]), [2, 0, 1, 3]) // [N, K, G, Dh]
+    return [reshape(summed, q!.shape), reshape(written[0], keys!.shape), reshape(written[1], values!.shape)]
   },
   flops(node, dims) {
     const q = node.inputs[INPUT.q]!

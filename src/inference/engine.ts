@@ -1,5 +1,5 @@
 // The inference engine: requests come and go between steps; a step is one prefill run and one decode run over the paged
-// cache, off the event loop. What is decided without a model is in scheduler.ts and speculation.ts.
+// cache, off the event loop. What is decided without a model is in scheduler.ts, what drafts need in drafting.ts.
 import { freemem } from 'node:os'
 import type { CacheType } from '../compiler/ops/paged-attention.js'
 import type { AdapterShape } from '../models/adapter-slot.js'
@@ -8,7 +8,8 @@ import type { LoadedBase } from '../models/loaded-base.js'
 import { AdapterStore, type SharedArena } from './adapters.js'
 import { type Batch, countGenerated, countTokens, type Drawing, decodeBatch, prefillBatch } from './batch.js'
 import { availableBlocks, blocksFor, blockTokens } from './blocks.js'
-import { type Draft, type DraftSource, type DraftSourceName, draftSources } from './drafts/index.js'
+import { Drafting } from './drafting.js'
+import { type DraftSource, type DraftSourceName, draftSources } from './drafts/index.js'
 import { blockBytes, type Drawn, Executor, topChoices } from './executor.js'
 import type { EngineRequest, EngineStatistics, GeneratedToken, TextEngine, TokenStream } from './request.js'
 import { maxLogitBiases, RequestError, resolveSampling } from './sampling.js'
@@ -21,23 +22,9 @@ import {
   enqueue,
   isIdle,
   planStep,
-  reserveDrafts,
   type Scheduler,
   type Sequence,
 } from './scheduler.js'
-import {
-  acceptanceKey,
-  createSpeculation,
-  type DraftPlan,
-  type DraftVariant,
-  expectedAcceptance,
-  makingCost,
-  planDrafts,
-  recordDraft,
-  recordMaking,
-  recordStep,
-  type Speculation,
-} from './speculation.js'
 import { TokenQueue } from './token-stream.js'
 
 export interface EngineOptions {
@@ -87,8 +74,6 @@ interface Job extends Drawing {
   readonly adapter: string | null
   readonly speculates: boolean
   readonly signal: AbortSignal | null
-  /** Acceptance key of the drafts that the next step verifies. */
-  draftKey: string | null
 }
 
 const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0)
@@ -99,10 +84,7 @@ export class Engine implements TextEngine {
   private readonly executor: Executor
   private readonly store: AdapterStore
   private readonly scheduler: Scheduler
-  private readonly drafts: DraftSource | null
-  private readonly maxDraftTokens: number
-  private readonly speculation: Speculation
-  private readonly isMeasured: boolean
+  private readonly drafting: Drafting | null
   private readonly jobs = new Map<Sequence, Job>()
   /** Requests by the signal that aborts them: one listener for all that share it. */
   private readonly watched = new Map<AbortSignal, { jobs: Set<Job>; abort(): void }>()
@@ -112,7 +94,7 @@ export class Engine implements TextEngine {
   private loop: Promise<void> | null = null
   private state: 'open' | 'draining' | 'closed' = 'open'
   private closing: Promise<void> | null = null
-  private readonly counts = { prompt: 0, cached: 0, generated: 0, steps: 0, proposed: 0, accepted: 0 }
+  private readonly counts = { prompt: 0, cached: 0, generated: 0, steps: 0 }
 
   private constructor(parts: {
     options: EngineOptions
@@ -120,17 +102,14 @@ export class Engine implements TextEngine {
     executor: Executor
     store: AdapterStore
     scheduler: Scheduler
-    drafts: DraftSource | null
+    drafting: Drafting | null
   }) {
     this.base = parts.options.base
     this.maxSequenceTokens = parts.maxSequenceTokens
     this.executor = parts.executor
     this.store = parts.store
     this.scheduler = parts.scheduler
-    this.drafts = parts.drafts
-    this.maxDraftTokens = parts.options.maxDraftTokens ?? 16
-    this.isMeasured = parts.options.speculation !== 'fixed'
-    this.speculation = createSpeculation()
+    this.drafting = parts.drafting
   }
 
   static async open(options: EngineOptions): Promise<Engine> {
@@ -178,7 +157,14 @@ export class Engine implements TextEngine {
       const drafts = typeof source === 'string' ? await draftSources[source](host) : source
       const prefillTokensBeside = options.prefillTokensBeside ?? 128
       const scheduler = createScheduler({ blocks, maxSequences, prefillTokens, prefillTokensBeside, decodeRows })
-      return new Engine({ options, maxSequenceTokens, executor, store, scheduler, drafts })
+      const drafting =
+        drafts &&
+        new Drafting(drafts, scheduler, {
+          maxTokens: maxDraftTokens,
+          isMeasured: options.speculation !== 'fixed',
+          move: () => executor.move(scheduler.moves.splice(0)),
+        })
+      return new Engine({ options, maxSequenceTokens, executor, store, scheduler, drafting })
     } catch (error) {
       store.close()
       throw error
@@ -263,9 +249,8 @@ export class Engine implements TextEngine {
       counts: countTokens(sampling, sequence.tokens),
       stopIds: new Set(request.sampling?.stopIds ?? []),
       adapter: request.adapter ?? null,
-      speculates: this.drafts !== null && request.speculate !== false,
+      speculates: this.drafting !== null && request.speculate !== false,
       signal: signal ?? null,
-      draftKey: null,
     }
     if (signal) this.watch(signal, job)
     this.jobs.set(sequence, job)
@@ -340,10 +325,12 @@ export class Engine implements TextEngine {
 
   /** @param planned filled with the sequences that take part in what is being computed */
   private async step(planned: Set<Sequence>): Promise<void> {
-    if (this.drafts) {
+    if (this.drafting) {
       // Whom a draft source fails.
       for (const sequence of this.scheduler.decoding) planned.add(sequence)
-      await this.propose(this.drafts)
+      await this.drafting.propose(
+        this.scheduler.decoding.map((sequence) => this.jobs.get(sequence)!).filter((job) => job.speculates),
+      )
       planned.clear()
     }
     const plan = planStep(this.scheduler)
@@ -365,75 +352,9 @@ export class Engine implements TextEngine {
     if (decoding.length > 0) {
       const batch = decodeBatch(decoding, drawingOf)
       const result = await this.executor.run('decode', batch)
-      recordStep(this.speculation, batch.ids.length, result.milliseconds)
+      this.drafting?.recordStep(batch.ids.length, result.milliseconds)
       this.emitDecoded(decoding, batch, result)
     }
-  }
-
-  /** Drafts of every sequence that decodes, as long as they pay. */
-  private async propose(source: DraftSource): Promise<void> {
-    const { decoding } = this.scheduler
-    const jobs = decoding.map((sequence) => this.jobs.get(sequence)!).filter((job) => job.speculates)
-    if (jobs.length === 0) return
-    const requests = jobs.map(({ sequence, sampling }) => ({
-      sequence: sequence.id,
-      tokens: sequence.tokens,
-      max: Math.max(0, Math.min(this.maxDraftTokens, sequence.maxTokens - sequence.tokens.length - 1)),
-      blocks: sequence.blocks,
-      slot: sequence.slot,
-      sampling,
-    }))
-    const take = (job: Job, draft: Draft, length: number) => {
-      job.sequence.drafts = draft.ids.slice(0, length)
-      job.draftKey = acceptanceKey(source.name, draft.evidence)
-    }
-    if (source.kind === 'free') {
-      const drafts = source.propose(requests)
-      const offers = drafts.map((draft) => ({
-        length: draft?.ids.length ?? 0,
-        acceptance: draft ? expectedAcceptance(this.speculation, acceptanceKey(source.name, draft.evidence)) : 0,
-      }))
-      const { lengths } = this.plan([{ key: null, offers }])
-      for (const [i, draft] of drafts.entries()) if (draft && lengths[i]! > 0) take(jobs[i]!, draft, lengths[i]!)
-      return
-    }
-    const keys = source.variants.map((variant) => acceptanceKey(source.name, variant))
-    const { lengths, variant: chosen } = this.plan(
-      keys.map((key) => {
-        const acceptance = expectedAcceptance(this.speculation, key)
-        const tokenCost = makingCost(this.speculation, key)
-        return { key, offers: requests.map(({ max }) => ({ length: max, acceptance, tokenCost })) }
-      }),
-    )
-    const wanted = requests.flatMap((request, i) => {
-      const max = lengths[i]!
-      if (max === 0) return []
-      if (source.writesCache && !reserveDrafts(this.scheduler, jobs[i]!.sequence, max)) return []
-      return { job: jobs[i]!, request: { ...request, max } }
-    })
-    if (wanted.length === 0) return
-    this.executor.move(this.scheduler.moves.splice(0))
-    const started = performance.now()
-    const drafts = await source.propose(
-      wanted.map(({ request }) => request),
-      source.variants[chosen]!,
-    )
-    const made = sum(drafts.map((draft) => draft?.ids.length ?? 0))
-    if (made > 0) recordMaking(this.speculation, keys[chosen]!, made, performance.now() - started)
-    for (const [i, draft] of drafts.entries()) if (draft) take(wanted[i]!.job, draft, draft.ids.length)
-  }
-
-  /** How long a draft each sequence verifies, within the rows of a run, and which way of drafting pays best. */
-  private plan(variants: readonly DraftVariant[]): DraftPlan {
-    const { decoding, options } = this.scheduler
-    if (this.isMeasured) return planDrafts(this.speculation, decoding.length, variants, options.decodeRows)
-    let room = options.decodeRows - decoding.length
-    const lengths = variants[0]!.offers.map(({ length }) => {
-      const taken = Math.min(length, room)
-      room -= taken
-      return taken
-    })
-    return { variant: 0, lengths }
   }
 
   private emitFirst(sequence: Sequence, drawn: Drawn, draw: number): void {
@@ -457,11 +378,7 @@ export class Engine implements TextEngine {
       if (!job || job.stream.isEnded) continue
       let accepted = 0
       while (accepted < drafts.length && drawn.tokens[first + accepted] === drafts[accepted]) accepted++
-      if (drafts.length > 0) {
-        this.counts.proposed += drafts.length
-        this.counts.accepted += accepted
-        recordDraft(this.speculation, job.draftKey!, drafts.length, accepted)
-      }
+      if (drafts.length > 0) this.drafting!.recordDraft(sequence, drafts.length, accepted)
       const tokens = Array.from({ length: accepted + 1 }, (_, i) => this.token(job, drawn, first + i))
       commitDecode(
         sequence,
@@ -497,7 +414,7 @@ export class Engine implements TextEngine {
     const { sequence } = job
     if (this.jobs.delete(sequence)) {
       this.unwatch(job)
-      this.drafts?.release(sequence.id)
+      this.drafting?.release(sequence)
     }
     endSequence(this.scheduler, sequence)
   }
@@ -505,7 +422,7 @@ export class Engine implements TextEngine {
   statistics(): EngineStatistics {
     const { decoding, prefilling, waiting, swapped, pool, preemptions } = this.scheduler
     const withFollowers = (list: readonly Sequence[]) => sum(list.map(({ followers }) => 1 + followers.length))
-    const { prompt, cached, generated, steps, proposed, accepted } = this.counts
+    const { prompt, cached, generated, steps } = this.counts
     return {
       running: decoding.length + withFollowers(prefilling),
       waiting: withFollowers(waiting),
@@ -516,7 +433,7 @@ export class Engine implements TextEngine {
       generatedTokens: generated,
       steps,
       preemptions,
-      drafts: { proposed, accepted },
+      drafts: { proposed: 0, accepted: 0, ...this.drafting?.counts },
     }
   }
 
@@ -562,7 +479,7 @@ export class Engine implements TextEngine {
     for (const { stream } of this.jobs.values()) stream.cancel()
     while (this.loop) await this.loop
     await Promise.allSettled(this.loading)
-    await this.drafts?.close?.()
+    await this.drafting?.close()
     this.executor.close()
     this.store.close()
   }

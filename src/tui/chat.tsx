@@ -18,12 +18,31 @@ const SIDE_BY_SIDE_COLUMNS = 60
 const FRAME_MS = 50
 /** A second Ctrl-C within this time leaves. */
 const LEAVE_MS = 2000
+/** Lines below the answer that comes: a blank one, the line being written, the status line, and one that stays free. */
+const LINES_BELOW = 5
+/** Wrapping at words takes so much more lines than wrapping anywhere. */
+const WRAP_LOSS = 1.15
+
+/** A model may say anything; what would steer the terminal is not shown. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is taken out
+const printable = (text: string) => text.replace(/\t/g, '  ').replace(/[\x00-\x09\x0b-\x1f\x7f-\x9f]/g, '')
+
+/** About how many lines a turn takes on the screen. */
+function linesOf(turn: Turn, columns: number): number {
+  const texts = Object.values(turn.answers).map(({ text }) => text)
+  const isWide = texts.length > 1 && columns >= SIDE_BY_SIDE_COLUMNS
+  const width = (isWide ? columns / 2 : columns) / WRAP_LOSS
+  const heights = texts.map((text) =>
+    text.split('\n').reduce((n, line) => n + Math.max(1, Math.ceil(line.length / width)), 2),
+  )
+  return 1 + (isWide ? Math.max(...heights) : heights.reduce((a, b) => a + b, 0))
+}
 
 function AnswerView({ answer, label, width }: { answer: Answer; label: string | undefined; width: number }) {
   return (
     <Box flexDirection="column" width={width} paddingRight={1}>
       {label ? <Text color="cyan">{label}</Text> : null}
-      {answer.text ? <Text>{answer.text.trimStart()}</Text> : null}
+      {answer.text ? <Text>{printable(answer.text.trimStart())}</Text> : null}
       <Text dimColor={answer.status !== 'failed'} color={answer.status === 'failed' ? 'red' : undefined}>
         {answer.status === 'waiting' ? '…' : describeAnswer(answer)}
       </Text>
@@ -75,11 +94,12 @@ function InputView({ line, isBusy }: { line: EditedLine; isBusy: boolean }) {
 export interface ChatViewProps {
   model: ChatModel
   columns: number
+  rows: number
   /** Called with the chat when it is made, for whoever has to end it from outside. */
   onOpen?: (chat: Chat) => void
 }
 
-export function ChatView({ model, columns, onOpen }: ChatViewProps) {
+export function ChatView({ model, columns, rows, onOpen }: ChatViewProps) {
   const { exit } = useApp()
   const [, redraw] = useState(0)
   const timer = useRef<NodeJS.Timeout | undefined>(undefined)
@@ -161,7 +181,19 @@ export function ChatView({ model, columns, onOpen }: ChatViewProps) {
           )
         }
       </Static>
-      {state.current ? <TurnView turn={state.current} model={model} columns={columns} /> : null}
+      {state.current ? (
+        // More than a screen would flicker: the end of it is shown until it is over.
+        <Box
+          flexDirection="column"
+          justifyContent="flex-end"
+          overflow="hidden"
+          {...(linesOf(state.current, columns) > rows - LINES_BELOW ? { height: Math.max(3, rows - LINES_BELOW) } : {})}
+        >
+          <Box flexShrink={0}>
+            <TurnView turn={state.current} model={model} columns={columns} />
+          </Box>
+        </Box>
+      ) : null}
       <InputView line={line} isBusy={state.current !== undefined} />
       <Text dimColor wrap="truncate">
         {`${answering}${state.system ? ' · system' : ''} · ${hint}`}
@@ -181,6 +213,7 @@ export async function openChat(
     <ChatView
       model={model}
       columns={stdout.columns ?? 80}
+      rows={stdout.rows ?? 24}
       onOpen={(opened) => {
         chat = opened
         for (const line of first) void opened.submit(line)

@@ -77,6 +77,28 @@ describe('a constraint', () => {
   })
 })
 
+it('decoding over the cache, with drafts, gives the text of decoding without', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'espalier-constraint-'))
+  const plain = await openTinyModel(folder)
+  const cached = await openTinyModel(mkdtempSync(join(folder, 'cached-')), 'cached')
+  try {
+    const formats: ResponseFormat[] = [{ schema: person }, { regex: '(abc )+end' }, { regex: '[a-c]{2,4}-\\d{3}' }]
+    for (const responseFormat of formats)
+      for (const temperature of [0, 1]) {
+        const options = { raw: true, responseFormat, temperature, seed: 4, maxNewTokens: 120 }
+        // the prompt repeats itself, so that drafts are found
+        const prompt = 'abc abc abc abc {"name": "abc", "age": 1'
+        const [a, b] = await Promise.all([plain, cached].map((model) => model.generate(prompt, options).result))
+        expect(b!.text).toBe(a!.text)
+        expect(b!.finishReason).toBe(a!.finishReason)
+      }
+  } finally {
+    await plain.close()
+    await cached.close()
+    rmSync(folder, { recursive: true, force: true })
+  }
+})
+
 describe('masks', () => {
   const stop = toyTokenizer.eosId!
   const vocabSize = toyTokenizer.vocabSize

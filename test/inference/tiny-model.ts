@@ -1,5 +1,6 @@
 // A tiny random model with a tokenizer of bytes and a ChatML template, and a random adapter for it.
 import { createChatTemplate, createTokenizer } from '../../src/data/index.js'
+import { Engine } from '../../src/inference/engine.js'
 import { LanguageModel } from '../../src/inference/index.js'
 import { openBase } from '../../src/models/base-directory.js'
 import { loadBase } from '../../src/models/loaded-base.js'
@@ -10,13 +11,13 @@ import { importTiny } from '../training/tiny-base.js'
 import { seeded } from '../training/toy-program.js'
 import { PlainEngine } from './plain-engine.js'
 
-/** The model in strict arithmetic over the plain engine, its base below `folder`. */
-export async function openTinyModel(folder: string): Promise<LanguageModel> {
+/** The model in strict arithmetic over the plain engine or the one with a cache, its base below `folder`. */
+export async function openTinyModel(folder: string, kind: 'plain' | 'cached' = 'plain'): Promise<LanguageModel> {
   const opened = openBase(await importTiny(folder))
   const tokenizer = createTokenizer(opened.tokenizerJson, opened.tokenizerConfig)
   const runtime = await openRuntime()
   const base = await loadBase(runtime, opened)
-  const engine = await PlainEngine.open({ base, precision: 'strict' })
+  const engine = await (kind === 'plain' ? PlainEngine : Engine).open({ base, precision: 'strict' })
   const template = createChatTemplate(chatMl, tokenizer)
   const release = async () => {
     base.close()

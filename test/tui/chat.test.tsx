@@ -231,6 +231,7 @@ describe('on the screen', () => {
       stdout: stdout as unknown as NodeJS.WriteStream,
       shows,
       key,
+      shown: () => shown,
       forget: () => {
         shown = ''
       },
@@ -254,6 +255,31 @@ describe('on the screen', () => {
     await screen.key('\x03')
     await screen.shows('Ctrl-C once more leaves')
     await screen.key('\x03')
+    await open
+  })
+
+  it('shows the end of an answer that is longer than the screen, and nothing that steers the terminal', async () => {
+    const long = `${Array.from({ length: 60 }, (_, i) => `line ${i}`).join('\n')}\x1b[2J!`
+    const model: ChatModel = {
+      ...echo(undefined),
+      answer: () => ({
+        result: new Promise(() => {}),
+        async *[Symbol.asyncIterator](): AsyncGenerator<TextChunk> {
+          yield { text: long, tokens: [] }
+          await new Promise(() => {})
+        },
+      }),
+    }
+    const screen = terminal()
+    const controller = new AbortController()
+    const open = openChat(model, { ...screen, signal: controller.signal })
+    await screen.shows('/help')
+    screen.forget()
+    await screen.key('x\r')
+    await screen.shows('line 59[2J!')
+    expect(screen.shown()).not.toContain('line 20\n')
+    expect(screen.shown()).not.toContain('\x1b[2J')
+    controller.abort()
     await open
   })
 

@@ -68,13 +68,16 @@ export const start = (model: ServedModel, options: Partial<ServeOptions> = {}): 
 export const clientOf = (server: RunningServer, apiKey = 'none') =>
   new OpenAI({ baseURL: `${server.url}/v1`, apiKey, maxRetries: 0 })
 
+/** For what comes at once on a quiet machine. */
+export const soon = { timeout: 20_000 }
+
 /** Waits until nothing runs, waits or holds blocks any more; fails when something is left. */
 export async function expectIdle(model: ServedModel, server?: RunningServer): Promise<void> {
   const state = () => {
     const { running, waiting, swapped, blocks } = model.engine.statistics()
     return { running, waiting, swapped, blocks: blocks.used, active: server?.active ?? 0 }
   }
-  await expect.poll(state, { timeout: 20_000 }).toEqual({ running: 0, waiting: 0, swapped: 0, blocks: 0, active: 0 })
+  await expect.poll(state, soon).toEqual({ running: 0, waiting: 0, swapped: 0, blocks: 0, active: 0 })
 }
 
 export interface RawAnswer {

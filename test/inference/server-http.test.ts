@@ -16,6 +16,7 @@ import {
   openTestModel,
   post,
   sendRaw,
+  soon,
   start,
 } from './server-harness.js'
 
@@ -247,7 +248,7 @@ describe('slow clients', () => {
     socket.on('error', () => {})
     const closed = new Promise((resolve) => socket.once('close', resolve))
     socket.write(head(body.length) + body)
-    await expect.poll(() => server.active).toBe(1)
+    await expect.poll(() => server.active, soon).toBe(1)
     await expect.poll(() => server.active, { timeout: 60_000 }).toBe(0)
     await expectIdle(model, server)
     expect(await left()).toBe(before + 1)

@@ -15,6 +15,7 @@ import {
   importTinyChat,
   openTestModel,
   post,
+  soon,
   start,
 } from './server-harness.js'
 
@@ -56,10 +57,10 @@ describe('the queue', () => {
       const running = client.chat.completions
         .create(chat, { signal: controller.signal })
         .catch((error: unknown) => error)
-      await expect.poll(() => model.engine.statistics().running).toBe(1)
+      await expect.poll(() => model.engine.statistics().running, soon).toBe(1)
       const short = { ...chat, max_tokens: 2 }
       const waiting = [client.chat.completions.create(short), client.chat.completions.create(short)]
-      await expect.poll(() => server.active).toBe(3)
+      await expect.poll(() => server.active, soon).toBe(3)
       const refused = await post(server, path, short)
       expect(refused.status).toBe(429)
       expectApiError(refused.json, { type: 'rate_limit_error', code: 'queue_full' })
@@ -80,12 +81,12 @@ describe('the queue', () => {
       const client = clientOf(server)
       const [first, second] = [new AbortController(), new AbortController()]
       const running = client.chat.completions.create(chat, { signal: first.signal }).catch(() => 'left')
-      await expect.poll(() => model.engine.statistics().running).toBe(1)
+      await expect.poll(() => model.engine.statistics().running, soon).toBe(1)
       const waiting = client.chat.completions.create(chat, { signal: second.signal }).catch(() => 'left')
-      await expect.poll(() => server.active).toBe(2)
+      await expect.poll(() => server.active, soon).toBe(2)
       second.abort()
       expect(await waiting).toBe('left')
-      await expect.poll(() => server.active).toBe(1)
+      await expect.poll(() => server.active, soon).toBe(1)
       expect(model.engine.statistics().running).toBe(1)
       first.abort()
       await running

@@ -15,6 +15,7 @@ import {
   expectIdle,
   importTinyChat,
   openTestModel,
+  soon,
   start,
 } from './server-harness.js'
 
@@ -283,7 +284,7 @@ describe('a client that leaves', () => {
     await expectIdle(model, server)
     const controller = new AbortController()
     const answer = client.chat.completions.create(long, { signal: controller.signal }).catch((error: unknown) => error)
-    await expect.poll(() => model.engine.statistics().running).toBeGreaterThan(0)
+    await expect.poll(() => model.engine.statistics().running, soon).toBeGreaterThan(0)
     controller.abort()
     expect(await answer).toBeInstanceOf(OpenAI.APIUserAbortError)
     await expectIdle(model, server)

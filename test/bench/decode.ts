@@ -95,7 +95,10 @@ async function measure(task: DecodeTask) {
   }
   const sampling = { maxNewTokens: newTokens }
   let at = 0
-  const fresh = (count: number) => ids((at += 997), count)
+  const fresh = (count: number) => {
+    at += 997
+    return ids(at, count)
+  }
   const one = (context: number): EngineRequest => ({ promptIds: fresh(context - newTokens / 2), sampling })
 
   await decodeIntervals(engine, [one(shortContext)])

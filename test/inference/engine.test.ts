@@ -68,7 +68,7 @@ describe.each(modes)('$mode', ({ format, options }) => {
       const free = await read(alone.submit({ promptIds, sampling: { maxNewTokens: 20 } }))
       const at = free.ids.findIndex((id, i) => i >= 5 && !free.ids.slice(0, i).includes(id))
       const stopped = await read(
-        alone.submit({ promptIds, sampling: { maxNewTokens: 20, stopIds: [999, free.ids[at < 0 ? 0 : at]!] } }),
+        alone.submit({ promptIds, sampling: { maxNewTokens: 20, stopIds: [999, free.ids[Math.max(at, 0)]!] } }),
       )
       expect(stopped.reason).toBe('stop')
       expect(stopped.ids).toEqual(free.ids.slice(0, Math.max(0, at)))

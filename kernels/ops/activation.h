@@ -82,4 +82,22 @@ template <typename F> void forDynamic(Context& context, int64_t tasks, F&& f) {
   });
 }
 
+/// f(worker, task) for every task in [0, tasks): each worker takes a run of neighbours, then what others have left, one by
+/// one. For tasks that read memory in their order. A task's result may not depend on its worker.
+template <typename F> void forRuns(Context& context, int64_t tasks, F&& f) {
+  constexpr int64_t kMostWorkers = 64;
+  struct alignas(64) Run {
+    std::atomic<int64_t> next;
+    int64_t end;
+  } runs[kMostWorkers];
+  const int64_t workers = std::max<int64_t>(1, std::min({static_cast<int64_t>(context.threads()), tasks, kMostWorkers}));
+  for (int64_t w = 0; w < workers; w++) runs[w].next = tasks * w / workers, runs[w].end = tasks * (w + 1) / workers;
+  context.parallelFor(workers, [&](int64_t worker) {
+    for (int64_t i = 0; i < workers; i++) {
+      Run& run = runs[(worker + i) % workers];
+      for (int64_t task = run.next.fetch_add(1); task < run.end; task = run.next.fetch_add(1)) f(worker, task);
+    }
+  });
+}
+
 }  // namespace espalier

@@ -10,8 +10,8 @@
 
 namespace espalier {
 
-/// Groups of kLanes columns that a task multiplies together, and how many groups ahead it fetches.
-constexpr int kGroups = kLanes == 16 ? 2 : 1, kAhead = 2;
+/// Groups of kLanes columns that a task multiplies together, and the bytes that it fetches ahead.
+constexpr int kGroups = kLanes == 16 ? 2 : 1;
 
 /// Elements of x that share a scale.
 constexpr int64_t kXBlock = 32;
@@ -61,15 +61,26 @@ template <bool isNibbles, typename X> inline void roundRow(const X* x, const Byt
   }
 }
 
-/// kLanes rows of W from `row` on: words [K / codes per word][kGroups * kLanes], of which these are lanes `lane` on. The
-/// rows that follow are asked for meanwhile: sixteen streams are more than the processor follows by itself.
+/// How far ahead of their use bytes of codes are asked for.
+constexpr int64_t kAheadBytes = 8192;
+
+/// Asks the outer cache for a range (the inner one has no room for as many lines on their way).
+inline void fetch(const char* p, int64_t bytes, const char* end) {
+  for (const char* last = std::min(p + bytes, end); p < last; p += 64) __builtin_prefetch(p, 0, 2);
+}
+
+/// kLanes rows of W from `row` on: words [K / codes per word][width], of which these are kLanes neighbours. What is needed
+/// later is asked for meanwhile: sixteen streams at once are more than the processor follows by itself.
 template <bool isNibbles> inline void transposeWords(const Weights& w, int64_t row, int64_t present, int64_t width, uint32_t* out) {
   const int64_t rowBytes = isNibbles ? w.columns / 2 : w.columns, words = rowBytes / 4;
-  const auto* bytes = static_cast<const char*>(w.w[0]) + row * rowBytes;
-  const char* next = bytes + kAhead * kLanes * rowBytes;
-  const char* end = static_cast<const char*>(w.w[0]) + w.rows * rowBytes;
-  for (int64_t j = 0; j < words; j += kLanes) {
-    for (int64_t l = 0; l < kLanes * kLanes * 4 / 64 && next < end; l++, next += 64) __builtin_prefetch(next);
+  const auto *base = static_cast<const char*>(w.w[0]), *bytes = base + row * rowBytes;
+  const auto *scales = static_cast<const char*>(w.w[1]), *offsets = static_cast<const char*>(w.w[2]);
+  const int64_t scaleRow = w.columns / w.block * 2, perStep = (scaleRow * kLanes * kLanes + words - 1) / words;
+  int64_t scaleAt = row * scaleRow + kAheadBytes * scaleRow / rowBytes;
+  for (int64_t j = 0; j < words; j += kLanes, scaleAt += perStep) {
+    fetch(bytes + kAheadBytes + j * kLanes * 4, kLanes * kLanes * 4, base + w.rows * rowBytes);
+    fetch(scales + scaleAt, perStep, scales + w.rows * scaleRow);
+    if (w.format == Format::int4) fetch(offsets + scaleAt, perStep, offsets + w.rows * scaleRow);
     Vec r[kLanes];
     for (int64_t i = 0; i < kLanes; i++)
       r[i] = i < present ? loadUpTo(reinterpret_cast<const float*>(bytes + i * rowBytes) + j, words - j) : zero();
@@ -203,38 +214,36 @@ template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& conte
       finishRow(in.y, at, sums + row * stride, {nullptr, nullptr, in.bias ? in.bias + column : nullptr, in.residual ? in.residual + at : nullptr}, present);
     }
   };
-  const int64_t pairs = (groups + kGroups - 1) / kGroups, perTask = std::max<int64_t>(1, pairs / (threads * 4));
-  forDynamic(context, (pairs + perTask - 1) / perTask, [&](int64_t worker, int64_t task) {
+  const int64_t pairs = (groups + kGroups - 1) / kGroups;
+  forRuns(context, pairs, [&](int64_t worker, int64_t pair) {
     float* own = scratch + workersAt + worker * perWorker;
     auto* panel = reinterpret_cast<uint32_t*>(own);
     float *scales = own + kGroups * words * kLanes, *offsets = scales + kGroups * scaleStride;
     float *b = offsets + kGroups * scaleStride, *sums = b + rankPadded * kLanes;
-    for (int64_t pair = task * perTask; pair < std::min(pairs, (task + 1) * perTask); pair++) {
-      const int64_t count = std::min<int64_t>(kGroups, groups - pair * kGroups);
-      const auto present = [&](int64_t g) { return std::min<int64_t>(kLanes, out - (pair * kGroups + g) * kLanes); };
-      for (int64_t g = 0; g < count; g++) {
-        const int64_t column = (pair * kGroups + g) * kLanes;
-        transposeWords<isNibbles>(weights, column, present(g), count * kLanes, panel + g * kLanes);
-        transposeScales<kKind>(weights, column, present(g), 0, scaleBlocks, scales + g * scaleStride, offsets + g * scaleStride);
-      }
-      int64_t row = 0;
-      const auto tiles = [&](auto rowCount, auto groupCount) {
-        constexpr int R = decltype(rowCount)::value, G = decltype(groupCount)::value;
-        for (; row + R <= rows; row += R) {
-          Vec s[R * G];
-          multiplyBytes<isNibbles, hasOffset, R, G>(x, row, panel, scales, offsets, perScale, scaleStride, s);
-          for (int i = 0; i < R * G; i++) store(sums + (row * G + i) * kLanes, s[i]);
-        }
-      };
-      const auto allRows = [&](auto groupCount) {
-        tiles(std::integral_constant<int, 4>(), groupCount);
-        tiles(std::integral_constant<int, 2>(), groupCount);
-        tiles(std::integral_constant<int, 1>(), groupCount);
-      };
-      if (count == 1) allRows(std::integral_constant<int, 1>());
-      else allRows(std::integral_constant<int, kGroups>());
-      for (int64_t g = 0; g < count; g++) finishGroup((pair * kGroups + g) * kLanes, present(g), sums + g * kLanes, count * kLanes, b);
+    const int64_t count = std::min<int64_t>(kGroups, groups - pair * kGroups);
+    const auto present = [&](int64_t g) { return std::min<int64_t>(kLanes, out - (pair * kGroups + g) * kLanes); };
+    for (int64_t g = 0; g < count; g++) {
+      const int64_t column = (pair * kGroups + g) * kLanes;
+      transposeWords<isNibbles>(weights, column, present(g), count * kLanes, panel + g * kLanes);
+      transposeScales<kKind>(weights, column, present(g), 0, scaleBlocks, scales + g * scaleStride, offsets + g * scaleStride);
     }
+    int64_t row = 0;
+    const auto tiles = [&](auto rowCount, auto groupCount) {
+      constexpr int R = decltype(rowCount)::value, G = decltype(groupCount)::value;
+      for (; row + R <= rows; row += R) {
+        Vec s[R * G];
+        multiplyBytes<isNibbles, hasOffset, R, G>(x, row, panel, scales, offsets, perScale, scaleStride, s);
+        for (int i = 0; i < R * G; i++) store(sums + (row * G + i) * kLanes, s[i]);
+      }
+    };
+    const auto allRows = [&](auto groupCount) {
+      tiles(std::integral_constant<int, 4>(), groupCount);
+      tiles(std::integral_constant<int, 2>(), groupCount);
+      tiles(std::integral_constant<int, 1>(), groupCount);
+    };
+    if (count == 1) allRows(std::integral_constant<int, 1>());
+    else allRows(std::integral_constant<int, kGroups>());
+    for (int64_t g = 0; g < count; g++) finishGroup((pair * kGroups + g) * kLanes, present(g), sums + g * kLanes, count * kLanes, b);
   });
   return nullptr;
 }

@@ -1,5 +1,5 @@
 // QuantLinear: y = x W^T + bias + residual + scaling B (A x), W frozen in any storage format, adapters as slots.
-// QuantLinearGrad: its gradient by x and by the adapter. QuantLinearRowNorms: row norms of W + scaling B A (DoRA).
+// QuantLinearGroup: several of them over one x, in the decode role. QuantLinearGrad: its gradient by x and by the adapter. QuantLinearRowNorms: row norms of W + scaling B A (DoRA).
 // Method: rows are packed once (gemm.h), weight panels are dequantized in cache and shared by all rows
 // (panel_product.h), and the adapter widens k: [x | s t] [W | B]^T with t = x A^T, and for the gradient
 // [dY | s u] [W ; A] with u = dY B. Accumulation in fp32; operands in bf16 on the fast path where the processor has bf16
@@ -14,9 +14,10 @@ class QuantLinear : public Kernel {
  public:
   QuantLinear(const Attributes& attributes, DType activation) : options_(attributes, activation) {}
   const char* run(Context& context) noexcept override {
-    LinearInputs in;
+    DecodeMember member;
+    LinearInputs& in = member.in;
     if (const char* problem = readLinear(context, options_, in)) return problem;
-    if (options_.role == LinearRole::decode && !options_.strict && hasIntegerCodes(in.weights)) return runDecode(context, in);
+    if (options_.role == LinearRole::decode && !options_.strict && hasIntegerCodes(in.weights)) return runDecode(context, &member, 1);
     return options_.strict ? forward<Fp32>(context, in) : forward<Fast>(context, in);
   }
 
@@ -26,6 +27,30 @@ class QuantLinear : public Kernel {
                                     : runForward<A>(context, in, in.x.as<const bf16>(), in.adapterX.as<const bf16>());
   }
   LinearOptions options_;
+};
+
+/// Several linears of one input in the decode role: x is rounded once, and all columns are one run of work.
+class QuantLinearGroup : public Kernel {
+ public:
+  QuantLinearGroup(const Attributes& attributes, DType activation)
+      : options_(attributes, activation), members_(static_cast<int>(attributes.integer("members", 1))) {}
+  const char* run(Context& context) noexcept override {
+    if (members_ < 1 || members_ > kMaxMembers) return "QuantLinearGroup: one to four members";
+    DecodeMember members[kMaxMembers];
+    for (int m = 0; m < members_; m++) {
+      const int first = kShared + m * kPerMember;
+      const LinearPlaces places{first, first + 4, 1, first + 5, 2, -1, -1, -1, m};
+      if (const char* problem = readLinear(context, options_, members[m].in, places)) return problem;
+      const Weights &a = members[0].in.weights, &b = members[m].in.weights;
+      if (!hasIntegerCodes(b) || a.columns != b.columns) return "QuantLinearGroup: the members must have integer codes and one inner dimension";
+    }
+    return runDecode(context, members, members_);
+  }
+
+ private:
+  static constexpr int kShared = 3, kPerMember = 6;  // x, arena, rowSlot; W0..W3, bias, slot table
+  LinearOptions options_;
+  int members_;
 };
 
 class QuantLinearGrad : public Kernel {
@@ -95,6 +120,7 @@ template <class K> Kernel* make(const Attributes& attributes, DType activation) 
 
 const KernelDef kQuantLinearDefs[] = {
     {"QuantLinear", 2, 12, 1, 1, {DType::none}, make<QuantLinear>},
+    {"QuantLinearGroup", 4, 3 + 6 * kMaxMembers, 1, kMaxMembers, {DType::none, DType::none, DType::none, DType::none}, make<QuantLinearGroup>},
     {"QuantLinearGrad", 3, 11, 0, 3, {DType::none, DType::f32, DType::none}, make<QuantLinearGrad>},
     {"QuantLinearRowNorms", 1, 6, 1, 1, {DType::f32}, make<QuantLinearRowNorms>},
 };

@@ -42,13 +42,19 @@ struct LinearInputs {
   Adapter adapter;  // slot 0
 };
 
-inline const char* readLinear(Context& context, const LinearOptions& options, LinearInputs& in) {
-  if (const char* problem = readWeights(context, 1, options.format, options.block, in.weights)) return problem;
+/// Positions of a linear's inputs; -1: it has none.
+struct LinearPlaces {
+  int weights = 1, bias = 5, arena = 6, table = 7, rowSlot = 8, rowWeight = 9, adapterX = 10, residual = 11, output = 0;
+};
+
+inline const char* readLinear(Context& context, const LinearOptions& options, LinearInputs& in, const LinearPlaces& at = {}) {
+  const auto input = [&](int i) { return i < 0 ? Tensor{} : context.input(i); };
+  if (const char* problem = readWeights(context, at.weights, options.format, options.block, in.weights)) return problem;
   in.x = context.input(0);
   in.rows = rowsOf(in.x, in.weights.columns);
   if (in.rows < 0) return "QuantLinear: X must be float or bfloat16 [N, K] with K the inner dimension of W";
-  const Tensor bias = context.input(5), rowSlot = context.input(8), rowWeight = context.input(9), residual = context.input(11);
-  in.adapterX = context.input(10);
+  const Tensor bias = input(at.bias), rowSlot = input(at.rowSlot), rowWeight = input(at.rowWeight), residual = input(at.residual);
+  in.adapterX = input(at.adapterX);
   if (bias && (bias.dtype != DType::f32 || bias.size() != in.weights.rows)) return "QuantLinear: bias must be float [out]";
   if (rowSlot && (rowSlot.dtype != DType::i32 || rowSlot.size() != in.rows)) return "QuantLinear: rowSlot must be int32 [N]";
   if (rowWeight && (rowWeight.dtype != DType::f32 || rowWeight.size() != in.rows)) return "QuantLinear: rowWeight must be float [N]";
@@ -60,7 +66,7 @@ inline const char* readLinear(Context& context, const LinearOptions& options, Li
   in.residual = residual.as<const float>();
   in.rowSlot = rowSlot.as<const int32_t>();
   in.rowWeight = rowWeight.as<const float>();
-  if (const char* problem = readSlots(context.input(6), context.input(7), in.slots)) return problem;
+  if (const char* problem = readSlots(input(at.arena), input(at.table), in.slots)) return problem;
   if (const char* problem = readSlot(in.slots, 0, in.weights.rows, in.weights.columns, in.adapter)) return problem;
   if (in.rowSlot) {
     in.adapter = {};  // every row looks up its own
@@ -80,7 +86,7 @@ inline const char* readLinear(Context& context, const LinearOptions& options, Li
   int64_t dims[6];
   memcpy(dims, in.x.dims, sizeof dims);
   dims[in.x.rank - 1] = in.weights.rows;
-  in.y = context.output(0, dims, in.x.rank);
+  in.y = context.output(at.output, dims, in.x.rank);
   return in.y ? nullptr : "QuantLinear: no memory for Y";
 }
 

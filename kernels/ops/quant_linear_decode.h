@@ -139,69 +139,58 @@ inline void multiplyBytes(const ByteRows& x, int64_t row, const uint32_t* words,
 
 /// Slots that rows of a batch use, each once.
 constexpr int64_t kMaxUsedSlots = 64;
+/// Linears of one input that are computed together.
+constexpr int kMaxMembers = 4;
 
-template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& context, const LinearInputs& in) noexcept {
-  constexpr CodeKind kKind = isNibbles ? CodeKind::affine : CodeKind::byte;
-  const Weights& weights = in.weights;
-  const int64_t columns = weights.columns, out = weights.rows, rows = in.rows, groups = (out + kLanes - 1) / kLanes;
-  const int threads = std::max(1, context.threads());
-  // The adapters in use. Without rowSlot every row has slot 0.
+/// One linear of a group, with the adapters that its rows use and t = scaling A x of every row.
+struct DecodeMember {
+  LinearInputs in;
   Adapter used[kMaxUsedSlots];
-  int64_t usedSlots[kMaxUsedSlots], usedCount = 0, maxRank = 0;
-  const auto slotOf = [&](int64_t row) -> int64_t { return in.rowSlot ? in.rowSlot[row] : 0; };
-  for (int64_t row = 0; row < rows; row++) {
-    const int64_t slot = slotOf(row);
-    if (slot < 0 || std::find(usedSlots, usedSlots + usedCount, slot) != usedSlots + usedCount) continue;
-    Adapter adapter;
-    if (const char* problem = readSlot(in.slots, slot, out, columns, adapter)) return problem;
-    if (adapter.rank == 0) continue;
-    if (usedCount == kMaxUsedSlots) return "QuantLinear: more than 64 adapters in one batch";
-    usedSlots[usedCount] = slot;
-    used[usedCount++] = adapter;
-    maxRank = std::max(maxRank, adapter.rank);
+  int64_t usedSlots[kMaxUsedSlots], usedCount = 0, maxRank = 0, pairs = 0;
+  float* thin = nullptr;  // [row][maxRank]
+
+  // Without rowSlot every row has slot 0.
+  int64_t slotOf(int64_t row) const { return in.rowSlot ? in.rowSlot[row] : 0; }
+  /// The adapter of a row among those in use; usedCount: none.
+  int64_t usedOf(int64_t row) const { return std::find(usedSlots, usedSlots + usedCount, slotOf(row)) - usedSlots; }
+
+  const char* findAdapters() {
+    for (int64_t row = 0; row < in.rows; row++) {
+      if (slotOf(row) < 0 || usedOf(row) < usedCount) continue;
+      Adapter adapter;
+      if (const char* problem = readSlot(in.slots, slotOf(row), in.weights.rows, in.weights.columns, adapter)) return problem;
+      if (adapter.rank == 0) continue;
+      if (usedCount == kMaxUsedSlots) return "QuantLinear: more than 64 adapters in one batch";
+      usedSlots[usedCount] = slotOf(row);
+      used[usedCount++] = adapter;
+      maxRank = std::max(maxRank, adapter.rank);
+    }
+    return nullptr;
   }
-  const int64_t words = columns / (isNibbles ? 8 : 4), scaleBlocks = columns / weights.block, scaleStride = roundUp(scaleBlocks, kLanes) * kLanes;
-  Carver carver;
-  const int64_t wordsAt = carver.floats(rows * columns / 4), xScalesAt = carver.floats(rows * columns / kXBlock);
-  const int64_t xSumsAt = carver.floats(rows * columns / kXBlock), thinAt = carver.floats(rows * maxRank);
-  const int64_t rankPadded = roundUp(maxRank, kLanes);
-  const int64_t perWorker = roundUp(kGroups * (words * kLanes + 2 * scaleStride) + (rankPadded + kGroups * rows) * kLanes, 16);
-  const int64_t workersAt = carver.floats(perWorker * threads);
-  auto* scratch = static_cast<float*>(context.scratch(carver.bytes()));
-  if (!scratch) return "QuantLinear: out of memory";
-  const ByteRows x{reinterpret_cast<uint32_t*>(scratch + wordsAt), scratch + xScalesAt, scratch + xSumsAt, columns};
-  float* thin = scratch + thinAt;  // [row][maxRank] = scaling A x
-  const Tensor& source = in.x;
 
-  auto prepare = [&](int64_t row) {
-    const auto typed = [&](const auto* p) {
-      roundRow<isNibbles>(p + row * columns, x, row);
-      const int64_t slot = slotOf(row), u = std::find(usedSlots, usedSlots + usedCount, slot) - usedSlots;
-      if (slot < 0 || u == usedCount) return;
-      const Adapter& adapter = used[u];
-      const float factor = adapter.scaling * (in.rowWeight ? in.rowWeight[row] : 1.f);
-      for (int64_t r = 0; r < adapter.rank; r++) {
-        Vec even = zero(), odd = zero();
-        const float* a = adapter.a + r * columns;
-        for (int64_t k = 0; k < columns; k += 2 * kLanes) {
-          even = fma(load(a + k), load(p + row * columns + k), even);
-          odd = fma(load(a + k + kLanes), load(p + row * columns + k + kLanes), odd);
-        }
-        thin[row * maxRank + r] = reduceAdd(even + odd) * factor;
+  template <typename X> void multiplyThin(const X* x, int64_t row) const {
+    const int64_t u = usedOf(row), columns = in.weights.columns;
+    if (u == usedCount) return;
+    const Adapter& adapter = used[u];
+    const float factor = adapter.scaling * (in.rowWeight ? in.rowWeight[row] : 1.f);
+    for (int64_t r = 0; r < adapter.rank; r++) {
+      Vec even = zero(), odd = zero();
+      const float* a = adapter.a + r * columns;
+      for (int64_t k = 0; k < columns; k += 2 * kLanes) {
+        even = fma(load(a + k), load(x + k), even);
+        odd = fma(load(a + k + kLanes), load(x + k + kLanes), odd);
       }
-    };
-    source.dtype == DType::f32 ? typed(source.as<const float>()) : typed(source.as<const bf16>());
-  };
-  // A row or two are not worth waking the pool for.
-  if (rows <= 2) for (int64_t row = 0; row < rows; row++) prepare(row);
-  else context.parallelFor(rows, prepare);
+      thin[row * maxRank + r] = reduceAdd(even + odd) * factor;
+    }
+  }
 
-  const int64_t perScale = weights.block / kXBlock;
-  const auto finishGroup = [&](int64_t column, int64_t present, float* sums, int64_t stride, float* b) {
+  /// sums (stride floats a row) of kLanes columns become rows of y. b: room for maxRank vectors.
+  void finish(int64_t column, float* sums, int64_t stride, float* b) const {
+    const int64_t out = in.weights.rows, present = std::min<int64_t>(kLanes, out - column);
     for (int64_t u = 0; u < usedCount; u++) {
       const Adapter& adapter = used[u];
       packAlong<Fp32>(adapter.b + column * adapter.rank, adapter.rank, adapter.rank, present, 1, reinterpret_cast<uint32_t*>(b));
-      for (int64_t row = 0; row < rows; row++) {
+      for (int64_t row = 0; row < in.rows; row++) {
         if (slotOf(row) != usedSlots[u]) continue;
         Vec sum = load(sums + row * stride);
         for (int64_t r = 0; r < adapter.rank; r++) sum = fma(set1(thin[row * maxRank + r]), load(b + r * kLanes), sum);
@@ -209,23 +198,63 @@ template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& conte
         store(sums + row * stride, sum);
       }
     }
-    for (int64_t row = 0; row < rows; row++) {
+    for (int64_t row = 0; row < in.rows; row++) {
       const int64_t at = row * out + column;
       finishRow(in.y, at, sums + row * stride, {nullptr, nullptr, in.bias ? in.bias + column : nullptr, in.residual ? in.residual + at : nullptr}, present);
     }
+  }
+};
+
+/// The members share rows, input, inner dimension, format and block.
+template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& context, DecodeMember* members, int memberCount) noexcept {
+  constexpr CodeKind kKind = isNibbles ? CodeKind::affine : CodeKind::byte;
+  const LinearInputs& shared = members[0].in;
+  const int64_t columns = shared.weights.columns, block = shared.weights.block, rows = shared.rows;
+  const int threads = std::max(1, context.threads());
+  int64_t maxRank = 0, pairs = 0;
+  for (int m = 0; m < memberCount; m++) {
+    if (const char* problem = members[m].findAdapters()) return problem;
+    maxRank = std::max(maxRank, members[m].maxRank);
+    members[m].pairs = (members[m].in.weights.rows + kGroups * kLanes - 1) / (kGroups * kLanes);
+    pairs += members[m].pairs;
+  }
+  const int64_t words = columns / (isNibbles ? 8 : 4), scaleBlocks = columns / block, scaleStride = roundUp(scaleBlocks, kLanes) * kLanes;
+  Carver carver;
+  const int64_t wordsAt = carver.floats(rows * columns / 4), xScalesAt = carver.floats(rows * columns / kXBlock);
+  const int64_t xSumsAt = carver.floats(rows * columns / kXBlock), thinAt = carver.floats(memberCount * rows * maxRank);
+  const int64_t rankPadded = roundUp(maxRank, kLanes);
+  const int64_t perWorker = roundUp(kGroups * (words * kLanes + 2 * scaleStride) + (rankPadded + kGroups * rows) * kLanes, 16);
+  const int64_t workersAt = carver.floats(perWorker * threads);
+  auto* scratch = static_cast<float*>(context.scratch(carver.bytes()));
+  if (!scratch) return "QuantLinear: out of memory";
+  const ByteRows x{reinterpret_cast<uint32_t*>(scratch + wordsAt), scratch + xScalesAt, scratch + xSumsAt, columns};
+  for (int m = 0; m < memberCount; m++) members[m].thin = scratch + thinAt + m * rows * maxRank;
+
+  auto prepare = [&](int64_t row) {
+    const auto typed = [&](const auto* p) {
+      roundRow<isNibbles>(p + row * columns, x, row);
+      for (int m = 0; m < memberCount; m++) members[m].multiplyThin(p + row * columns, row);
+    };
+    shared.x.dtype == DType::f32 ? typed(shared.x.as<const float>()) : typed(shared.x.as<const bf16>());
   };
-  const int64_t pairs = (groups + kGroups - 1) / kGroups;
+  // A row or two are not worth waking the pool for.
+  if (rows <= 2) for (int64_t row = 0; row < rows; row++) prepare(row);
+  else context.parallelFor(rows, prepare);
+
+  const int64_t perScale = block / kXBlock;
   forRuns(context, pairs, [&](int64_t worker, int64_t pair) {
+    const DecodeMember* member = members;
+    for (; pair >= member->pairs; member++) pair -= member->pairs;
+    const Weights& weights = member->in.weights;
     float* own = scratch + workersAt + worker * perWorker;
     auto* panel = reinterpret_cast<uint32_t*>(own);
     float *scales = own + kGroups * words * kLanes, *offsets = scales + kGroups * scaleStride;
     float *b = offsets + kGroups * scaleStride, *sums = b + rankPadded * kLanes;
-    const int64_t count = std::min<int64_t>(kGroups, groups - pair * kGroups);
-    const auto present = [&](int64_t g) { return std::min<int64_t>(kLanes, out - (pair * kGroups + g) * kLanes); };
+    const int64_t first = pair * kGroups * kLanes, count = std::min<int64_t>(kGroups, (weights.rows - first + kLanes - 1) / kLanes);
     for (int64_t g = 0; g < count; g++) {
-      const int64_t column = (pair * kGroups + g) * kLanes;
-      transposeWords<isNibbles>(weights, column, present(g), count * kLanes, panel + g * kLanes);
-      transposeScales<kKind>(weights, column, present(g), 0, scaleBlocks, scales + g * scaleStride, offsets + g * scaleStride);
+      const int64_t column = first + g * kLanes, present = std::min<int64_t>(kLanes, weights.rows - column);
+      transposeWords<isNibbles>(weights, column, present, count * kLanes, panel + g * kLanes);
+      transposeScales<kKind>(weights, column, present, 0, scaleBlocks, scales + g * scaleStride, offsets + g * scaleStride);
     }
     int64_t row = 0;
     const auto tiles = [&](auto rowCount, auto groupCount) {
@@ -243,17 +272,15 @@ template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& conte
     };
     if (count == 1) allRows(std::integral_constant<int, 1>());
     else allRows(std::integral_constant<int, kGroups>());
-    for (int64_t g = 0; g < count; g++) finishGroup((pair * kGroups + g) * kLanes, present(g), sums + g * kLanes, count * kLanes, b);
+    for (int64_t g = 0; g < count; g++) member->finish(first + g * kLanes, sums + g * kLanes, count * kLanes, b);
   });
   return nullptr;
 }
 
-inline const char* runDecode(Context& context, const LinearInputs& in) noexcept {
-  if (in.adapterX) return "QuantLinear: the decode role has no input of its own for the adapter";
-  switch (in.weights.format) {
-    case Format::int8: return runDecodeOf<false, false>(context, in);
-    default: return runDecodeOf<true, true>(context, in);
-  }
+inline const char* runDecode(Context& context, DecodeMember* members, int count) noexcept {
+  if (members[0].in.adapterX) return "QuantLinear: the decode role has no input of its own for the adapter";
+  return members[0].in.weights.format == Format::int8 ? runDecodeOf<false, false>(context, members, count)
+                                                      : runDecodeOf<true, true>(context, members, count);
 }
 
 }  // namespace espalier

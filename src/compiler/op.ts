@@ -56,8 +56,22 @@ export interface OpDefinition<A extends Attributes = Attributes> {
   readonly mutates?: Readonly<Record<number, number>>
   /** Multiply-adds counted twice, per unit of the symbolic dimensions given. Elementwise ops need none. */
   flops?(node: Node, dims: Readonly<Record<string, number>>): number
+  /** How nodes of this op that read one input are computed together. */
+  readonly grouping?: GroupingRule
   /** The op that computes this one and its gradient in one pass, where the incoming gradient is known beforehand. */
   readonly fusedWithGradient?: { readonly gradientOp: string; fuse(forward: Node, backward: Node): FusedPair | null }
+}
+
+/** Nodes of equal key become one, at most `most` of them; its outputs are theirs in order. */
+export interface GroupingRule {
+  readonly most: number
+  /** Null: this node stays alone. Equal keys read the same input 0 and agree on all that the group shares. */
+  key(node: Node): string | null
+  group(nodes: readonly Node[]): {
+    readonly op: AnyOp
+    readonly inputs: readonly (Value | null)[]
+    readonly attributes: Attributes
+  }
 }
 
 /** Describes how a forward and a backward node become one. */

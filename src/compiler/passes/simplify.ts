@@ -1,4 +1,4 @@
-// Dead code, common subexpressions, and the fusion of an op with its own gradient.
+// Dead code, common subexpressions, the fusion of an op with its own gradient, and that of neighbours over one input.
 import type { Graph, Node, Value } from '../graph.js'
 
 /** Everything the graph promises to compute. */
@@ -94,6 +94,42 @@ export function fuseWithGradients(graph: Graph): void {
   }
 }
 
+/** Where an op says that its nodes over one input can be computed together, puts one node in the place of the first. */
+export function groupNodes(graph: Graph): void {
+  const groups = new Map<string, Node[]>()
+  const open = new Map<string, Node[]>()
+  for (const node of graph.nodes) {
+    const rule = node.op.grouping
+    const own = rule?.key(node)
+    if (!rule || own === undefined || own === null) continue
+    const key = JSON.stringify([node.op.opType, node.place, node.inputs[0]?.id, own])
+    let group = open.get(key)
+    if (!group || group.length === rule.most) {
+      group = []
+      open.set(key, group)
+      groups.set(`${key} ${groups.size}`, group)
+    }
+    group.push(node)
+  }
+  const replaced = new Map<Value, Value>()
+  const fused = new Map<Node, Node | null>()
+  for (const nodes of groups.values()) {
+    if (nodes.length < 2) continue
+    const [first] = nodes as [Node]
+    const { op, inputs, attributes } = first.op.grouping!.group(nodes)
+    const outputs = graph.at(first.place, () => graph.apply(op, inputs, attributes))
+    for (const node of nodes) fused.set(node, null)
+    fused.set(first, graph.nodes.pop()!)
+    for (const [i, node] of nodes.entries()) replaced.set(node.outputs[0]!, outputs[i]!)
+  }
+  if (fused.size === 0) return
+  const kept = graph.nodes.flatMap((node) => {
+    const by = fused.get(node)
+    return by === undefined ? [node] : by === null ? [] : [by]
+  })
+  graph.nodes = substitute(graph, kept, replaced)
+}
+
 /** All nodes that the values depend on. */
 function upstream(values: readonly (Value | null)[]): Set<Node> {
   const found = new Set<Node>()
@@ -112,4 +148,5 @@ export function simplify(graph: Graph): void {
   fuseWithGradients(graph)
   shareSubexpressions(graph)
   removeDeadCode(graph)
+  groupNodes(graph)
 }

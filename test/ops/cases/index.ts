@@ -4,11 +4,12 @@ import { pagedAttentionCases, sampleCases } from './generation.js'
 import { embeddingCases, logProbCases } from './head.js'
 import { attentionCases, convertCases, dropoutCases, normCases, rotaryCases, swiGluCases } from './layers.js'
 import { adamWCases } from './optimizer.js'
-import { quantLinearCases, rowNormCases, servedLinearCases } from './quant-linear.js'
+import { groupCases, quantLinearCases, rowNormCases, servedLinearCases } from './quant-linear.js'
 
 export const opCases: readonly OpCase[] = [
   ...quantLinearCases,
   ...servedLinearCases,
+  ...groupCases,
   ...rowNormCases,
   ...normCases,
   ...attentionCases,

@@ -147,3 +147,36 @@ export const servedLinearCases: OpCase[] = [
   served('int8', 32, 9, 576, 1030, 'decode'),
   served('int4', 32, 33, 192, 72, 'prefill'),
 ]
+
+/** Three linears of one x, each with its slots, as the compiler puts them together. */
+function group(format: WeightFormat, n: number): OpCase {
+  const k = 192
+  const outs = [72, 40, 200]
+  const rank = 4
+  const floats = Math.max(...outs) * rank + k * rank
+  return {
+    op: 'QuantLinearGroup',
+    name: `${format}, ${n} rows`,
+    dims: { N: n },
+    build(c) {
+      const x = c.activation('x', ['N', k])
+      const arena = c.real('arena', [outs.length * floats], 0.1, 0.02, 'parameter')
+      const rowSlot = c.given(
+        'rowSlot',
+        'i32',
+        ['N'],
+        Array.from({ length: n }, (_, i) => (i % 3 === 1 ? -1 : 0)),
+      )
+      return Object.fromEntries(
+        outs.map((out, i) => {
+          const row = [i * floats, i * floats + rank * k, rank, floatBits(0.5 + i), 0, 0, 0, 0]
+          const table = c.given(`table${i}`, 'i64', [1, 8], row)
+          const options = { role: 'decode', slots: { arena, table, rowSlot, maxRank: rank } } as const
+          return [`y${i}`, quantLinear(x, c.weight(`w${i}`, format, 32, out, k), options)]
+        }),
+      )
+    },
+  }
+}
+
+export const groupCases: OpCase[] = [group('int4', 1), group('int4', 7), group('int8', 5)]

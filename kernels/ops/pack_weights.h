@@ -74,6 +74,27 @@ inline void transposeScales(const Weights& weights, int64_t row, int64_t present
   const auto* scale = static_cast<const uint16_t*>(weights.w[1]);
   const auto* offset = static_cast<const uint16_t*>(weights.w[2]);
   const bool symmetric = weights.format == Format::int4Symmetric;
+#if ESPALIER_LANES == 16
+  // Pairs of halves are transposed as words, then told apart.
+  const auto pairs = [&](const uint16_t* from, float* out) {
+    for (int64_t j = 0; j < blocks; j += 2 * kLanes) {
+      Vec r[kLanes];
+      const auto mask = static_cast<__mmask32>(blocks - j >= 2 * kLanes ? ~0u : (1u << (blocks - j)) - 1);
+      for (int64_t i = 0; i < kLanes; i++) r[i] = i < present ? (Vec)_mm512_maskz_loadu_epi16(mask, from + (row + i) * perRow + b + j) : zero();
+      transpose(r);
+      for (int64_t l = 0; l < kLanes && j + 2 * l < blocks; l++) {
+        const auto word = (__m512i)r[l];
+        store(out + (j + 2 * l) * kLanes, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(word)));
+        if (j + 2 * l + 1 < blocks) store(out + (j + 2 * l + 1) * kLanes, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word, 16))));
+      }
+    }
+  };
+  pairs(scale, scales);
+  if constexpr (kind == CodeKind::affine) {
+    if (!symmetric) return pairs(offset, offsets);
+    for (int64_t j = 0; j < blocks; j++) store(offsets + j * kLanes, load(scales + j * kLanes) * -8.f);
+  }
+#else
   // A load may run on into the next row, whose lanes are not used; only past the last block there is nothing.
   const int64_t total = weights.rows * perRow;
   for (int64_t j = 0; j < blocks; j += kLanes) {
@@ -90,6 +111,7 @@ inline void transposeScales(const Weights& weights, int64_t row, int64_t present
       if constexpr (kind == CodeKind::affine) store(offsets + (j + l) * kLanes, o[l]);
     }
   }
+#endif
 }
 
 /// kLanes rows at a time: their code words are transposed, then each word gives its codes lane by lane.

@@ -82,15 +82,15 @@ template <typename F> void forDynamic(Context& context, int64_t tasks, F&& f) {
   });
 }
 
-/// f(worker, task) for every task in [0, tasks): each worker takes a run of neighbours, then what others have left, one by
-/// one. For tasks that read memory in their order. A task's result may not depend on its worker.
+/// f(worker, task) for every task in [0, tasks), on at most kMaxWorkers: each worker takes a run of neighbours, then what
+/// others have left, one by one. For tasks that read memory in their order. A task's result may not depend on its worker.
+constexpr int64_t kMaxWorkers = 64;
 template <typename F> void forRuns(Context& context, int64_t tasks, F&& f) {
-  constexpr int64_t kMostWorkers = 64;
   struct alignas(64) Run {
     std::atomic<int64_t> next;
     int64_t end;
-  } runs[kMostWorkers];
-  const int64_t workers = std::max<int64_t>(1, std::min({static_cast<int64_t>(context.threads()), tasks, kMostWorkers}));
+  } runs[kMaxWorkers];
+  const int64_t workers = std::max<int64_t>(1, std::min({static_cast<int64_t>(context.threads()), tasks, kMaxWorkers}));
   for (int64_t w = 0; w < workers; w++) runs[w].next = tasks * w / workers, runs[w].end = tasks * (w + 1) / workers;
   context.parallelFor(workers, [&](int64_t worker) {
     for (int64_t i = 0; i < workers; i++) {

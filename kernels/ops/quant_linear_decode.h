@@ -242,10 +242,18 @@ template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& conte
   else context.parallelFor(rows, prepare);
 
   const int64_t perScale = block / kXBlock;
+  bool hasStarted[kMaxWorkers] = {};
   forRuns(context, pairs, [&](int64_t worker, int64_t pair) {
     const DecodeMember* member = members;
     for (; pair >= member->pairs; member++) pair -= member->pairs;
     const Weights& weights = member->in.weights;
+    if (!hasStarted[worker]) {
+      // What is asked for ahead later on.
+      const int64_t rowBytes = isNibbles ? columns / 2 : columns;
+      const auto *base = static_cast<const char*>(weights.w[0]), *at = base + pair * kGroups * kLanes * rowBytes;
+      fetch(at, kAheadBytes, base + weights.rows * rowBytes);
+      hasStarted[worker] = true;
+    }
     float* own = scratch + workersAt + worker * perWorker;
     auto* panel = reinterpret_cast<uint32_t*>(own);
     float *scales = own + kGroups * words * kLanes, *offsets = scales + kGroups * scaleStride;

@@ -137,6 +137,78 @@ inline void multiplyBytes(const ByteRows& x, int64_t row, const uint32_t* words,
     for (int g = 0; g < G; g++) sums[i * G + g] = total[i][g];
 }
 
+#if defined(ESPALIER_ISA_AVX512BF16)
+/// The inner sums of one row of x with kLanes rows of W, dots[block][lane]: the same integers as multiplyBytes makes, without
+/// turning the codes round first. 64 bytes of a row meet the row's bytes; their sums are turned round instead, which is less.
+template <bool isNibbles>
+inline void dotRows(const ByteRows& x, const Weights& w, int64_t row, int64_t present, int32_t* dots) {
+  const int64_t rowBytes = isNibbles ? w.columns / 2 : w.columns, perChunk = isNibbles ? 4 : 2;
+  const auto* bytes = static_cast<const char*>(w.w[0]) + row * rowBytes;
+  const char* end = static_cast<const char*>(w.w[0]) + w.rows * rowBytes;
+  const int64_t scaleRow = w.columns / w.block * 2, scaleAt = row * scaleRow + kAheadBytes * scaleRow / rowBytes;
+  const auto fetchScales = [&](const void* base) {
+    const auto* p = static_cast<const char*>(base);
+    fetch(p + scaleAt, scaleRow * kLanes, p + w.rows * scaleRow);
+  };
+  fetchScales(w.w[1]);
+  if (w.format == Format::int4) fetchScales(w.w[2]);
+  const __m512i low = _mm512_set1_epi8(15), flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  for (int64_t c = 0; c * 64 < rowBytes; c++) {
+    fetch(bytes + kAheadBytes + c * 64 * kLanes, 64 * kLanes, end);
+    const int64_t words = std::min<int64_t>(16, rowBytes / 4 - c * 16);
+    const auto mask = static_cast<__mmask16>((1u << words) - 1);
+    const uint32_t* own = x.words + c * (isNibbles ? 32 : 16);
+    __m512i first, second = {};
+    if (isNibbles) {
+      const auto mask2 = static_cast<uint32_t>((1ull << (2 * words)) - 1);
+      const __m512i a = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(mask2), own), b = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(mask2 >> 16), own + 16);
+      first = _mm512_permutex2var_epi32(a, even, b), second = _mm512_permutex2var_epi32(a, odd, b);
+    } else {
+      first = _mm512_maskz_loadu_epi32(mask, own);
+    }
+    __m512i quads[4];
+    for (int q = 0; q < 4; q++) {
+      __m512i sum[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        const int64_t r = std::min<int64_t>(q * 4 + i, present - 1);
+        const __m512i v = _mm512_maskz_loadu_epi32(mask, bytes + r * rowBytes + c * 64);
+        sum[i] = isNibbles ? _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_and_si512(v, low), first),
+                                                 _mm512_and_si512(_mm512_srli_epi16(v, 4), low), second)
+                           : _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_xor_si512(v, flip), first);
+      }
+      // [row 0 .. 3] of each 16 bytes
+      const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[0], sum[1]), _mm512_unpackhi_epi32(sum[0], sum[1]));
+      const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[2], sum[3]), _mm512_unpackhi_epi32(sum[2], sum[3]));
+      quads[q] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    const __m512i t0 = _mm512_shuffle_i32x4(quads[0], quads[1], 0x44), t1 = _mm512_shuffle_i32x4(quads[2], quads[3], 0x44);
+    const __m512i t2 = _mm512_shuffle_i32x4(quads[0], quads[1], 0xee), t3 = _mm512_shuffle_i32x4(quads[2], quads[3], 0xee);
+    const __m512i parts[4] = {_mm512_shuffle_i32x4(t0, t1, 0x88), _mm512_shuffle_i32x4(t0, t1, 0xdd), _mm512_shuffle_i32x4(t2, t3, 0x88),
+                              _mm512_shuffle_i32x4(t2, t3, 0xdd)};
+    for (int64_t p = 0; p < perChunk && c * perChunk + p < x.blocks(); p++) {
+      const int64_t b = c * perChunk + p;
+      const __m512i dot = isNibbles ? parts[p] : _mm512_add_epi32(_mm512_add_epi32(parts[2 * p], parts[2 * p + 1]), (__m512i)startOfBytes(static_cast<int32_t>(x.sums[b])));
+      _mm512_storeu_si512(dots + b * kLanes, dot);
+    }
+  }
+}
+
+/// kLanes columns of the only row, from the inner sums: the chain of multiplyBytes.
+template <bool hasOffset>
+inline Vec addDots(const ByteRows& x, const int32_t* dots, const float* scales, const float* offsets, int64_t perScale) {
+  Vec total = {};
+  for (int64_t b = 0; b < x.blocks(); b++) {
+    const int64_t place = b / perScale * kLanes;
+    Vec t = toVec(loadI(dots + b * kLanes)) * load(scales + place);
+    if (hasOffset) t = fma(load(offsets + place), set1(x.sums[b]), t);
+    total = fma(t, set1(x.scales[b]), total);
+  }
+  return total;
+}
+#endif
+
 /// Slots that rows of a batch use, each once.
 constexpr int64_t kMaxUsedSlots = 64;
 /// Linears of one input that are computed together.
@@ -259,6 +331,18 @@ template <bool isNibbles, bool hasOffset> const char* runDecodeOf(Context& conte
     float *scales = own + kGroups * words * kLanes, *offsets = scales + kGroups * scaleStride;
     float *b = offsets + kGroups * scaleStride, *sums = b + rankPadded * kLanes;
     const int64_t first = pair * kGroups * kLanes, count = std::min<int64_t>(kGroups, (weights.rows - first + kLanes - 1) / kLanes);
+#if defined(ESPALIER_ISA_AVX512BF16)
+    if (rows == 1) {
+      for (int64_t g = 0; g < count; g++) {
+        const int64_t column = first + g * kLanes, present = std::min<int64_t>(kLanes, weights.rows - column);
+        transposeScales<kKind>(weights, column, present, 0, scaleBlocks, scales, offsets);
+        dotRows<isNibbles>(x, weights, column, present, reinterpret_cast<int32_t*>(panel));
+        store(sums, addDots<hasOffset>(x, reinterpret_cast<const int32_t*>(panel), scales, offsets, perScale));
+        member->finish(column, sums, kLanes, b);
+      }
+      return;
+    }
+#endif
     for (int64_t g = 0; g < count; g++) {
       const int64_t column = first + g * kLanes, present = std::min<int64_t>(kLanes, weights.rows - column);
       transposeWords<isNibbles>(weights, column, present, count * kLanes, panel + g * kLanes);

@@ -56,6 +56,11 @@ export function defineCommand<const Words extends Record<string, Options>>(
 
 /** Options that several commands share. */
 export const shared = {
+  base: {
+    type: 'string',
+    demandOption: true,
+    describe: 'a base directory, a .gguf file, a Hugging Face folder, hf:org/name, or a known name',
+  },
   json: { type: 'boolean', default: false, describe: 'one JSON value on standard output, nothing else' },
   set: {
     type: 'string',

@@ -4,7 +4,7 @@ import { createInterface } from 'node:readline'
 import type { ChatModel } from '../../tui/chat-state.js'
 import { defineCommand, shared } from '../command.js'
 import { samplingFlags, samplingOf } from '../generation-options.js'
-import { describeFetch, progressPrinter } from '../progress.js'
+import { openModelOf } from '../open-model.js'
 
 /** runs/<name>/adapter is called <name>. */
 const adapterName = (folder: string) => (basename(folder) === 'adapter' ? basename(dirname(folder)) : basename(folder))
@@ -13,11 +13,7 @@ export const chat = defineCommand({
   positionals: '<base>',
   summary: 'talk to a base, to its adapter, or to both side by side',
   options: {
-    base: {
-      type: 'string',
-      demandOption: true,
-      describe: 'a base directory, a .gguf file, a Hugging Face folder, hf:org/name, or a known name',
-    },
+    base: shared.base,
     adapter: { type: 'string', describe: 'a PEFT folder, for example runs/<name>/adapter' },
     system: { type: 'string', nargs: 1, describe: 'what the model is told first' },
     ...samplingFlags,
@@ -30,17 +26,7 @@ export const chat = defineCommand({
     'Commands in the chat: /base, /adapter, /compare, /system, /clear, /help, /quit. Without a terminal every line of standard input is answered; figures go to standard error.',
   async run(options, { signal, say }) {
     const sampling = samplingOf(options)
-    const sdk = await import('../../index.js')
-    const progress = progressPrinter()
-    const model = await sdk.openModel({
-      base: options.base,
-      adapter: options.adapter,
-      precision: options.precision === 'fp32' ? 'strict' : 'fast',
-      format: options.format,
-      signal,
-      onProgress: (at) => progress.show(...describeFetch(at)),
-    })
-    progress.end()
+    const { model } = await openModelOf(options, { adapter: options.adapter, signal })
     try {
       const backend: ChatModel = {
         name: basename(model.name.replace(/\s*\(.*\)$/, '')),

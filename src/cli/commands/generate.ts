@@ -2,7 +2,8 @@
 import type { ChatMessage, IndexedGeneration, LanguageModel, PlacedRow, Prompt, TextOptions } from '../../index.js'
 import { defineCommand, shared, UsageError } from '../command.js'
 import { responseFormatOf, samplingFlags, samplingOf } from '../generation-options.js'
-import { describeFetch, type ProgressPrinter, progressPrinter } from '../progress.js'
+import { openModelOf } from '../open-model.js'
+import type { ProgressPrinter } from '../progress.js'
 import { stdinRows } from '../stdin-rows.js'
 
 /** The prompt of a row of {messages, tools?}, {prompt} or {text}. */
@@ -72,11 +73,7 @@ export const generate = defineCommand({
   positionals: '<base>',
   summary: 'continue a prompt, or many in one batch',
   options: {
-    base: {
-      type: 'string',
-      demandOption: true,
-      describe: 'a base directory, a .gguf file, a Hugging Face folder, hf:org/name, or a known name',
-    },
+    base: shared.base,
     prompt: {
       type: 'string',
       nargs: 1, // so that it may begin with a dash
@@ -120,17 +117,7 @@ export const generate = defineCommand({
     if (!(topLogps >= 0 && topLogps <= 20)) throw new UsageError(`--top-logps is ${topLogps}; it must be 0 to 20`)
     const sampling = { maxNewTokens: 128, ...samplingOf(options), ...(topLogps ? { topLogps } : {}) }
     const responseFormat = responseFormatOf(options)
-    const sdk = await import('../../index.js')
-    const progress = progressPrinter()
-    const model = await sdk.openModel({
-      base: options.base,
-      adapter: options.adapter,
-      precision: options.precision === 'fp32' ? 'strict' : 'fast',
-      format: options.format,
-      signal,
-      onProgress: (at) => progress.show(...describeFetch(at)),
-    })
-    progress.end()
+    const { sdk, model, progress } = await openModelOf(options, { adapter: options.adapter, signal })
     try {
       const rows: AsyncIterable<PlacedRow> | PlacedRow[] =
         options.prompt !== undefined

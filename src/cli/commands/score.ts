@@ -1,17 +1,13 @@
 // `espalier score BASE --input rows.jsonl`: the log-probability of every token, one JSON line per row.
 import { defineCommand, shared } from '../command.js'
-import { describeFetch, progressPrinter } from '../progress.js'
+import { openModelOf } from '../open-model.js'
 import { stdinRows } from '../stdin-rows.js'
 
 export const score = defineCommand({
   positionals: '<base>',
   summary: 'log-probabilities of the tokens of rows, one JSON line per row',
   options: {
-    base: {
-      type: 'string',
-      demandOption: true,
-      describe: 'a base directory, a .gguf file, a Hugging Face folder, hf:org/name, or a known name',
-    },
+    base: shared.base,
     adapter: { type: 'string', describe: 'a PEFT folder' },
     'allow-partial': { type: 'boolean', default: false, describe: 'load an adapter of which only part fits' },
     input: {
@@ -29,18 +25,11 @@ export const score = defineCommand({
   epilogue:
     'A line: {inputIds, logps, nll, tokens, top?}. logps[i] belongs to inputIds[i] given those before it (null at 0); nll is the sum over the scored tokens.',
   async run(options, { signal, print }) {
-    const sdk = await import('../../index.js')
-    const progress = progressPrinter()
-    const model = await sdk.openModel({
-      base: options.base,
+    const { sdk, model } = await openModelOf(options, {
       adapter: options.adapter,
       allowPartial: options['allow-partial'],
-      precision: options.precision === 'fp32' ? 'strict' : 'fast',
-      format: options.format,
       signal,
-      onProgress: (at) => progress.show(...describeFetch(at)),
     })
-    progress.end()
     try {
       const rows = options.input === '-' ? stdinRows() : sdk.fileSource(options.input).rows()
       for await (const { row, place } of rows) {

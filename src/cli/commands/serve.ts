@@ -1,7 +1,7 @@
 // `espalier serve BASE`: an OpenAI-compatible server over the base and its adapters, until SIGINT or SIGTERM.
 import { basename } from 'node:path'
 import { defineCommand, exitCodes, shared, UsageError } from '../command.js'
-import { describeFetch, progressPrinter } from '../progress.js'
+import { openModelOf } from '../open-model.js'
 
 const logLevels = ['silent', 'fatal', 'error', 'warn', 'info', 'debug', 'trace'] as const
 
@@ -33,11 +33,7 @@ export const serve = defineCommand({
   positionals: '<base>',
   summary: 'answer over HTTP as OpenAI does: chat, completions, adapters by model name',
   options: {
-    base: {
-      type: 'string',
-      demandOption: true,
-      describe: 'a base directory, a .gguf file, a Hugging Face folder, hf:org/name, or a known name',
-    },
+    base: shared.base,
     adapter: {
       type: 'string',
       array: true,
@@ -108,17 +104,7 @@ export const serve = defineCommand({
         ? {}
         : { maxSequenceTokens: positive('max-sequence-tokens', maxSequenceTokens, 2) }),
     }
-    const sdk = await import('../../index.js')
-    const progress = progressPrinter()
-    const model = await sdk.openModel({
-      base: options.base,
-      precision: options.precision === 'fp32' ? 'strict' : 'fast',
-      format: options.format,
-      engine,
-      signal,
-      onProgress: (at) => progress.show(...describeFetch(at)),
-    })
-    progress.end()
+    const { sdk, model } = await openModelOf(options, { engine, signal })
     try {
       const name = options.name ?? nameOf(options.base)
       for (const [adapter, folder] of adapters) {

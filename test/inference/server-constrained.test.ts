@@ -1,30 +1,20 @@
-// JSON and tools over HTTP: a random model answers by the schema, calls a tool, and is given the result.
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import type OpenAI from 'openai'
 import { zodResponseFormat } from 'openai/helpers/zod'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { z } from 'zod'
 import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
-import { clientOf, expectIdle, importTinyChat, openTestModel, start } from './server-harness.js'
+import { clientOf, expectIdle, importTinyChat, openTestModel, openTinyServer, start } from './server-harness.js'
 
 let folder: string
 let model: LanguageModel
 let server: RunningServer
 let client: OpenAI
+let close: (() => Promise<void>) | undefined
 beforeAll(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'espalier-server-'))
-  model = await openTestModel(await importTinyChat(folder))
-  server = await start(model)
-  client = clientOf(server)
+  ;({ folder, model, server, client, close } = await openTinyServer())
 })
-afterAll(async () => {
-  await server?.drain()
-  await model?.close()
-  rmSync(folder, { recursive: true, force: true })
-})
+afterAll(() => close?.())
 afterEach(() => expectIdle(model, server))
 
 const messages: OpenAI.ChatCompletionMessageParam[] = [{ role: 'user', content: 'Answer.' }]

@@ -1,6 +1,7 @@
 // A tiny random model with a byte vocabulary and a template that renders tools, and servers over it.
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI from 'openai'
 import { expect } from 'vitest'
@@ -42,6 +43,19 @@ export async function importTinyChat(folder: string, chatTemplate: string | null
   const out = join(folder, `base-${chatTemplate === null ? 'plain' : 'chat'}-${Math.random().toString(36).slice(2)}`)
   await importBase({ source, out, format: 'none', name: 'tiny' })
   return out
+}
+
+/** A server over the tiny model, in a folder of its own that goes with it. */
+export async function openTinyServer(options: Partial<ServeOptions> = {}) {
+  const folder = mkdtempSync(join(tmpdir(), 'espalier-server-'))
+  const model = await openTestModel(await importTinyChat(folder))
+  const server = await start(model, options)
+  const close = async () => {
+    await server.drain()
+    await model.close()
+    rmSync(folder, { recursive: true, force: true })
+  }
+  return { folder, model, server, client: clientOf(server), close }
 }
 
 /** Writes a PEFT folder for the tiny base with numbers large enough to change what it says. */

@@ -1,24 +1,9 @@
-// Malformed and hostile HTTP over real sockets: every answer is a typed error or a valid one, and nothing is left running.
-import { mkdtempSync, rmSync } from 'node:fs'
 import { connect } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { CounterRandom } from '../../src/data/index.js'
 import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
-import {
-  endId,
-  endless,
-  expectApiError,
-  expectIdle,
-  importTinyChat,
-  openTestModel,
-  post,
-  sendRaw,
-  soon,
-  start,
-} from './server-harness.js'
+import { endId, endless, expectApiError, expectIdle, openTinyServer, post, sendRaw, soon } from './server-harness.js'
 
 const limits = {
   maxBodyBytes: 64 * 1024,
@@ -29,19 +14,13 @@ const limits = {
   maxChoices: 4,
 }
 
-let folder: string
 let model: LanguageModel
 let server: RunningServer
+let close: (() => Promise<void>) | undefined
 beforeAll(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'espalier-server-'))
-  model = await openTestModel(await importTinyChat(folder))
-  server = await start(model, { limits })
+  ;({ model, server, close } = await openTinyServer({ limits }))
 })
-afterAll(async () => {
-  await server?.drain()
-  await model?.close()
-  rmSync(folder, { recursive: true, force: true })
-})
+afterAll(() => close?.())
 afterEach(() => expectIdle(model, server))
 
 const chat = {

@@ -1,39 +1,19 @@
 // The official client against the server over a tiny random model: what a program that speaks to OpenAI sees.
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import OpenAI from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { CounterRandom } from '../../src/data/index.js'
 import type { LanguageModel } from '../../src/inference/index.js'
 import type { RunningServer } from '../../src/inference/server/index.js'
-import {
-  clientOf,
-  contextTokens,
-  endId,
-  endless,
-  expectIdle,
-  importTinyChat,
-  openTestModel,
-  soon,
-  start,
-} from './server-harness.js'
+import { contextTokens, endId, endless, expectIdle, openTinyServer, soon } from './server-harness.js'
 
-let folder: string
 let model: LanguageModel
 let server: RunningServer
 let client: OpenAI
+let close: (() => Promise<void>) | undefined
 beforeAll(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'espalier-server-'))
-  model = await openTestModel(await importTinyChat(folder))
-  server = await start(model)
-  client = clientOf(server)
+  ;({ model, server, client, close } = await openTinyServer())
 })
-afterAll(async () => {
-  await server?.drain()
-  await model?.close()
-  rmSync(folder, { recursive: true, force: true })
-})
+afterAll(() => close?.())
 afterEach(() => expectIdle(model, server))
 
 const messages: OpenAI.ChatCompletionMessageParam[] = [{ role: 'user', content: 'Name a colour.' }]

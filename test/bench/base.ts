@@ -1,10 +1,12 @@
 // The bases that benchmarks run on, and the programs over them.
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { InferenceSession, packSequences } from '../../src/inference/session.js'
 import { openBase } from '../../src/models/base-directory.js'
 import { cacheFolder, prepareBase } from '../../src/models/fetch.js'
 import { loadBase } from '../../src/models/loaded-base.js'
 import { openRuntime, type Runtime } from '../../src/runtime/index.js'
+import { packageRoot } from '../../src/runtime/native.js'
 import { openAdapter } from '../../src/training/adapter.js'
 import type { TrainProgram } from '../../src/training/program.js'
 import { openTrainProgram } from '../../src/training/step.js'
@@ -13,6 +15,14 @@ import { randomBase } from './random-base.js'
 /** The real base → its base directory; downloaded and imported on first use. */
 export async function benchBase(): Promise<string> {
   return (await prepareBase('smollm2-135m-instruct')).dir
+}
+
+let textIds: readonly number[] | undefined
+/** Token ids of real text, from the reference values beside the sources, wherever this file was compiled to. */
+export function benchTextIds(): readonly number[] {
+  const path = join(packageRoot(), 'test', 'golden', 'values', 'models', 'base', 'perplexity.json')
+  textIds ??= (JSON.parse(readFileSync(path, 'utf8')) as { ids: number[] }).ids
+  return textIds
 }
 
 /** meta-llama/Llama-3.2-1B's config.json, where it decides sizes or rotation. */

@@ -1,7 +1,5 @@
 // `bench -- decode`: the engine on the real base. One sequence at a short and at the longest context against the memory
 // bandwidth, 32 sequences and a prompt of 512 tokens against the arithmetic ceiling; probes and runs in one process.
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { Engine } from '../../src/inference/engine.js'
@@ -9,8 +7,7 @@ import type { EngineRequest } from '../../src/inference/request.js'
 import { openBase } from '../../src/models/base-directory.js'
 import { type LoadedBase, loadBase } from '../../src/models/loaded-base.js'
 import { openRuntime, type Runtime } from '../../src/runtime/index.js'
-import { packageRoot } from '../../src/runtime/native.js'
-import { benchBase } from './base.js'
+import { benchBase, benchTextIds } from './base.js'
 import { childInput, median, reportToParent, runChild } from './process-tree.js'
 
 const shortContext = 128
@@ -22,7 +19,6 @@ const rounds = 7
 /** GFLOP of the matrix products of one token, head included; of the head alone. */
 const gflopPerToken = 0.269
 const headGflop = 0.0566
-const textPath = join(packageRoot(), 'test', 'golden', 'values', 'models', 'base', 'perplexity.json')
 
 interface DecodeTask {
   base: string
@@ -31,9 +27,9 @@ interface DecodeTask {
 }
 
 /** `count` ids of real text from `at` on, wrapping around. */
-function textIds(): (at: number, count: number) => number[] {
-  const { ids } = JSON.parse(readFileSync(textPath, 'utf8')) as { ids: number[] }
-  return (at, count) => Array.from({ length: count }, (_, i) => ids[(at + i) % ids.length]!)
+function textFrom(at: number, count: number): number[] {
+  const ids = benchTextIds()
+  return Array.from({ length: count }, (_, i) => ids[(at + i) % ids.length]!)
 }
 
 /** Bytes of the weights that a token reads: every matrix once, the tied head as such. */
@@ -70,7 +66,6 @@ async function measure(task: DecodeTask) {
   const opened = openBase(task.base)
   const base = await loadBase(runtime, opened)
   const { config } = base
-  const ids = textIds()
   const weights = weightBytes(base, opened.tensors)
   const cachePerToken = 2 * config.numHiddenLayers * config.numKeyValueHeads * config.headDim * (task.strict ? 4 : 2)
   const attentionGflop = (context: number) =>
@@ -97,7 +92,7 @@ async function measure(task: DecodeTask) {
   let at = 0
   const fresh = (count: number) => {
     at += 997
-    return ids(at, count)
+    return textFrom(at, count)
   }
   const one = (context: number): EngineRequest => ({ promptIds: fresh(context - newTokens / 2), sampling })
 

@@ -1,9 +1,8 @@
 // `bench -- longContext`: what an 8-bit cache saves and costs on real text, and what samples of one prompt share.
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { CacheType } from '../../src/compiler/ops/paged-attention.js'
 import type { Batch } from '../../src/inference/batch.js'
+import { blocksFor, blockTokens } from '../../src/inference/blocks.js'
 import { Engine } from '../../src/inference/engine.js'
 import { blockBytes, Executor } from '../../src/inference/executor.js'
 import { resolveSampling } from '../../src/inference/sampling.js'
@@ -11,21 +10,16 @@ import { openBase } from '../../src/models/base-directory.js'
 import type { Precision } from '../../src/models/graphs.js'
 import { type LoadedBase, loadBase } from '../../src/models/loaded-base.js'
 import { openRuntime } from '../../src/runtime/index.js'
-import { packageRoot } from '../../src/runtime/native.js'
-import { benchBase } from './base.js'
+import { benchBase, benchTextIds } from './base.js'
 import { childInput, reportToParent, runChild } from './process-tree.js'
 
 const scoredTokens = 4096
 const rowsPerRun = 64
-const blockTokens = 32
 const promptTokens = 1024
 const samples = 16
 const newTokens = 256
 /** Lifts one token above all others, so that it is drawn and its log-probability comes out. */
 const certain = 1e6
-const textPath = join(packageRoot(), 'test', 'golden', 'values', 'models', 'base', 'perplexity.json')
-
-const text = () => (JSON.parse(readFileSync(textPath, 'utf8')) as { ids: number[] }).ids
 
 /** Perplexity of one document that is read through the cache, 64 rows a run. */
 async function perplexity(
@@ -34,7 +28,7 @@ async function perplexity(
   ids: readonly number[],
   precision: Precision = 'fast',
 ): Promise<number> {
-  const blocks = Math.ceil(ids.length / blockTokens)
+  const blocks = blocksFor(ids.length)
   const executor = await Executor.open({
     base,
     precision,
@@ -121,7 +115,7 @@ async function sharing(base: LoadedBase, ids: readonly number[]) {
 async function measure({ base: dir }: { base: string }) {
   const runtime = await openRuntime({ allowFallback: false })
   const base = await loadBase(runtime, openBase(dir))
-  const ids = text()
+  const ids = benchTextIds()
   const document = Array.from({ length: Math.min(scoredTokens, ids.length) }, (_, i) => ids[i]!)
   const say = (what: string) => process.stderr.write(`[longContext] ${what}\n`)
   say(`perplexity of ${document.length} tokens, bf16 cache`)

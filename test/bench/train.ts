@@ -1,13 +1,10 @@
 // `bench -- train`: throughput, memory and accuracy of the training step on one document a step, every token a target.
 // Each measurement is a process of its own, so that peaks are of that process; the comparison in fp32 is another.
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { packageRoot } from '../../src/runtime/native.js'
 import { estimateMemory } from '../../src/training/plan.js'
 import type { MicroBatch } from '../../src/training/program.js'
-import { openBenchProgram, type ShapeName, shapes } from './base.js'
+import { benchTextIds, openBenchProgram, type ShapeName, shapes } from './base.js'
 import { childInput, median, reportToParent, runChild } from './process-tree.js'
 
 const warmUpSteps = 5
@@ -18,8 +15,6 @@ const shortRepeats = 5
 /** GFLOP of a step per token, as the table of required figures counts them (recomputation does not count). */
 const gflopPerToken: Record<string, number> = { 'smollm2-135m 1024': 0.673, 'llama-3.2-1b 512': 5.11 }
 const mib = 2 ** 20
-/** Token ids of real text; beside the sources, wherever this file was compiled to. */
-const textPath = join(packageRoot(), 'test', 'golden', 'values', 'models', 'base', 'perplexity.json')
 
 interface TrainTask {
   folder: string
@@ -48,9 +43,7 @@ function documentOf(index: number, tokens: number, vocabSize: number, isReal: bo
   const at = index * 137
   let idAt: (i: number) => number
   if (isReal) {
-    const { ids } = JSON.parse(readFileSync(textPath, 'utf8')) as {
-      ids: number[]
-    }
+    const ids = benchTextIds()
     idAt = (i) => ids[(at + i) % ids.length]!
   } else {
     // Knuth's multiplicative hash: spread over the vocabulary, and the same in every process

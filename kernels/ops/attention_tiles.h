@@ -16,7 +16,6 @@ constexpr int64_t kAttentionPanel = kAttentionVectors * kLanes;
 constexpr int64_t kHeadPanel = 2 * kLanes;
 constexpr int64_t kBlockPanels = kAttentionBlock / kAttentionPanel;
 constexpr float kHidden = -1e30f;  // score of a key that nobody sees
-constexpr float kLog2E = 1.44269504088896341f;
 
 struct AttentionOptions {
   explicit AttentionOptions(const Attributes& attributes)

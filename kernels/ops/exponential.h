@@ -5,6 +5,8 @@
 
 namespace espalier {
 
+constexpr float kLog2E = 1.44269504088896341f;
+
 /// The maximum in one instruction; a NaN in b wins, one in a is lost.
 ESPALIER_INLINE Vec larger(Vec a, Vec b) {
 #if ESPALIER_LANES == 16
@@ -83,7 +85,7 @@ ESPALIER_INLINE Vec naturalLog(Vec x) {
 ESPALIER_INLINE Vec boundedExp(Vec x) {
   x = larger(set1(-87.f), x);
   x = -larger(set1(-87.f), -x);
-  const Vec n = nearest(x * 1.44269504088896341f);
+  const Vec n = nearest(x * kLog2E);
   Vec r = fma(n, set1(-0.693359375f), x);  // ln 2 in two parts (Cephes expf)
   r = fma(n, set1(2.12194440e-4f), r);
   Vec p = fma(set1(1.9875691500e-4f), r, set1(1.3981999507e-3f));

@@ -15,7 +15,6 @@ constexpr int64_t kChunkBlocks = 16, kChunkKeys = kChunkBlocks * kCacheBlock, kM
 constexpr int kPair = 2;                            // vectors of a panel
 constexpr int64_t kPanel = kPair * kLanes;
 constexpr int kLineTile = kLanes == 16 ? 8 : 4;     // lines that share a load
-constexpr float kLog2e = 1.44269504088896341f;
 
 struct Tile {
   int64_t firstRow, rows, sequence, lastPosition, firstPosition, firstChunk, chunks;
@@ -201,7 +200,7 @@ class PagedAttention : public Kernel {
         for (int64_t c = 0; c < kCacheBlock; c += kPanel)
           multiplyAllLines<A, false>(queries, dimSteps, count, panel + c, kCacheBlock, dimSteps, kPair, scores + b * kCacheBlock + c, kChunkKeys);
       }
-      const float factor = scale_ * kLog2e;
+      const float factor = scale_ * kLog2E;
       for (int64_t l = 0; l < count; l++) {
         const int64_t position = in.position[t.firstRow + l / group];
         // Visible keys of this chunk: [first, last).

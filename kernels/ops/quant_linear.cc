@@ -1,5 +1,6 @@
 // QuantLinear: y = x W^T + bias + residual + scaling B (A x), W frozen in any storage format, adapters as slots.
-// QuantLinearGroup: several of them over one x, in the decode role. QuantLinearGrad: its gradient by x and by the adapter. QuantLinearRowNorms: row norms of W + scaling B A (DoRA).
+// QuantLinearGroup: several of them over one x, in the decode role. QuantLinearGrad: its gradient by x and by the adapter.
+// QuantLinearRowNorms: row norms of W + scaling B A (DoRA).
 // Method: rows are packed once (gemm.h), weight panels are dequantized in cache and shared by all rows
 // (panel_product.h), and the adapter widens k: [x | s t] [W | B]^T with t = x A^T, and for the gradient
 // [dY | s u] [W ; A] with u = dY B. Accumulation in fp32; operands in bf16 on the fast path where the processor has bf16

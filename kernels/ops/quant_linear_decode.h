@@ -10,7 +10,7 @@
 
 namespace espalier {
 
-/// Groups of kLanes columns that a task multiplies together, and the bytes that it fetches ahead.
+/// Groups of kLanes columns that a task multiplies together.
 constexpr int kGroups = kLanes == 16 ? 2 : 1;
 
 /// Elements of x that share a scale.
@@ -214,36 +214,37 @@ constexpr int64_t kMaxUsedSlots = 64;
 /// Linears of one input that are computed together.
 constexpr int kMaxMembers = 4;
 
-/// One linear of a group, with the adapters that its rows use and t = scaling A x of every row.
+/// One linear of a group, with the slots of the adapters that its rows use and t = scaling A x of every row.
 struct DecodeMember {
   LinearInputs in;
-  Adapter used[kMaxUsedSlots];
   int64_t usedSlots[kMaxUsedSlots], usedCount = 0, maxRank = 0, pairs = 0;
   float* thin = nullptr;  // [row][maxRank]
 
   // Without rowSlot every row has slot 0.
   int64_t slotOf(int64_t row) const { return in.rowSlot ? in.rowSlot[row] : 0; }
-  /// The adapter of a row among those in use; usedCount: none.
+  /// The slot of a row among those in use; usedCount: none.
   int64_t usedOf(int64_t row) const { return std::find(usedSlots, usedSlots + usedCount, slotOf(row)) - usedSlots; }
+
+  /// The adapter of a slot; checked before it is used.
+  const char* readAdapter(int64_t slot, Adapter& adapter) const { return readSlot(in.slots, slot, in.weights.rows, in.weights.columns, adapter); }
 
   const char* findAdapters() {
     for (int64_t row = 0; row < in.rows; row++) {
       if (slotOf(row) < 0 || usedOf(row) < usedCount) continue;
       Adapter adapter;
-      if (const char* problem = readSlot(in.slots, slotOf(row), in.weights.rows, in.weights.columns, adapter)) return problem;
+      if (const char* problem = readAdapter(slotOf(row), adapter)) return problem;
       if (adapter.rank == 0) continue;
       if (usedCount == kMaxUsedSlots) return "QuantLinear: more than 64 adapters in one batch";
-      usedSlots[usedCount] = slotOf(row);
-      used[usedCount++] = adapter;
+      usedSlots[usedCount++] = slotOf(row);
       maxRank = std::max(maxRank, adapter.rank);
     }
     return nullptr;
   }
 
   template <typename X> void multiplyThin(const X* x, int64_t row) const {
-    const int64_t u = usedOf(row), columns = in.weights.columns;
-    if (u == usedCount) return;
-    const Adapter& adapter = used[u];
+    const int64_t columns = in.weights.columns;
+    Adapter adapter;
+    if (usedOf(row) == usedCount || readAdapter(slotOf(row), adapter)) return;
     const float factor = adapter.scaling * (in.rowWeight ? in.rowWeight[row] : 1.f);
     for (int64_t r = 0; r < adapter.rank; r++) {
       Vec even = zero(), odd = zero();
@@ -260,7 +261,8 @@ struct DecodeMember {
   void finish(int64_t column, float* sums, int64_t stride, float* b) const {
     const int64_t out = in.weights.rows, present = std::min<int64_t>(kLanes, out - column);
     for (int64_t u = 0; u < usedCount; u++) {
-      const Adapter& adapter = used[u];
+      Adapter adapter;
+      if (readAdapter(usedSlots[u], adapter)) continue;
       packAlong<Fp32>(adapter.b + column * adapter.rank, adapter.rank, adapter.rank, present, 1, reinterpret_cast<uint32_t*>(b));
       for (int64_t row = 0; row < in.rows; row++) {
         if (slotOf(row) != usedSlots[u]) continue;

@@ -2,9 +2,10 @@
 // Paged attention and prefix sharing after arXiv 2309.06180; keys chain over the blocks before, so that one look-up
 // proves a whole prefix.
 import { createHash } from 'node:crypto'
+import { CACHE_BLOCK } from '../compiler/ops/paged-attention.js'
 
 /** Tokens of one block (design §3). */
-export const blockTokens = 32
+export const blockTokens = CACHE_BLOCK
 
 export interface BlockPool {
   readonly size: number

@@ -3,7 +3,7 @@
 import { compile } from '../compiler/compile.js'
 import { bytesOf, type Graph } from '../compiler/graph.js'
 import { type CacheType, cacheTensors } from '../compiler/ops/paged-attention.js'
-import { MAX_TOP_LOGPS, SAMPLING_COLUMNS, samplingColumns } from '../compiler/ops/sample-tokens.js'
+import { MAX_TOP_LOGPS, maskWords, SAMPLING_COLUMNS, samplingColumns } from '../compiler/ops/sample-tokens.js'
 import type { ModelConfig } from '../models/config.js'
 import { cacheLeafName, type PagedTrace, pagedLeaves } from '../models/context.js'
 import { graphOptions, type Precision, pagedGraph } from '../models/graphs.js'
@@ -49,9 +49,6 @@ export function blockBytes({ config, runtime }: LoadedBase, type: CacheType): nu
     0,
   )
 }
-
-/** Words of a mask over the vocabulary. */
-const maskWords = (vocabSize: number) => Math.ceil(vocabSize / 32)
 
 function pagedOf(options: ExecutorOptions, role: Role, config: ModelConfig): Graph {
   const { base, precision, cacheType, blocks, blocksPerSequence, slots } = options

@@ -4,7 +4,7 @@ import { cast } from '../compiler/ops/elementwise.js'
 import { linearLogProb } from '../compiler/ops/linear-log-prob.js'
 import { quantLinear } from '../compiler/ops/quant-linear.js'
 import { convert } from '../compiler/ops/rotary.js'
-import { MASK_BITS, SAMPLING_COLUMNS, sampleTokens } from '../compiler/ops/sample-tokens.js'
+import { maskWords, SAMPLING_COLUMNS, sampleTokens } from '../compiler/ops/sample-tokens.js'
 import { gather } from '../compiler/ops/shape.js'
 import { weightLeaf } from '../compiler/ops/weight.js'
 import { adapterNorms } from './adapter-slot.js'
@@ -84,7 +84,7 @@ export function pagedGraph(
       editCounts: input(pagedLeaves.editCounts, g.floatType, ['E', 2]),
       editBias: input(pagedLeaves.editBias, g.floatType, ['E']),
       maskRows: input(pagedLeaves.maskRows, 'i32', ['R']),
-      allowed: input(pagedLeaves.allowed, 'i32', ['C', Math.ceil(config.vocabSize / MASK_BITS)]),
+      allowed: input(pagedLeaves.allowed, 'i32', ['C', maskWords(config.vocabSize)]),
     })
     for (const [name, value] of Object.entries(drawn)) g.output(name, value)
   })

@@ -48,6 +48,8 @@ export const SAMPLING_COLUMNS = 8
 export const MAX_TOP_LOGPS = 20
 /** Tokens of one word of a mask. */
 export const MASK_BITS = 32
+/** Words of a mask over a vocabulary. */
+export const maskWords = (vocabSize: number): number => Math.ceil(vocabSize / MASK_BITS)
 
 /** Inputs of a draw beside the logits; R rows, E edits, C masks. */
 export interface SampleInputs {

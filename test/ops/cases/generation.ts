@@ -1,6 +1,6 @@
 import type { Value } from '../../../src/compiler/graph.js'
 import { CACHE_BLOCK, type CacheType, cacheTensors, pagedAttention } from '../../../src/compiler/ops/paged-attention.js'
-import { MASK_BITS, SAMPLING_COLUMNS, sampleTokens } from '../../../src/compiler/ops/sample-tokens.js'
+import { MASK_BITS, maskWords, SAMPLING_COLUMNS, sampleTokens } from '../../../src/compiler/ops/sample-tokens.js'
 import type { CaseBuilder, OpCase } from '../case.js'
 
 interface PagedCase {
@@ -174,7 +174,7 @@ interface DrawCase {
 
 function draw(d: DrawCase): OpCase {
   const edits = d.edits ?? [{ row: -1, token: 0, counts: [0, 0] as const, bias: 0 }]
-  const words = Math.ceil(vocab / MASK_BITS)
+  const words = maskWords(vocab)
   return {
     op: 'SampleTokens',
     name: d.name,

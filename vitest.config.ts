@@ -14,6 +14,7 @@ export default defineConfig({
     testTimeout: 120_000,
     hookTimeout: 300_000,
     teardownTimeout: 30_000,
-    env: { NO_COLOR: '1', FORCE_COLOR: '0' },
+    // Ink draws nothing where CI is set
+    env: { NO_COLOR: '1', FORCE_COLOR: '0', CI: 'false', CONTINUOUS_INTEGRATION: 'false' },
   },
 })

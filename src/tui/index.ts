@@ -1,5 +1,6 @@
 // How a run is shown: the dashboard where the output is a terminal, lines where it is not.
 import type { Listener } from '../index.js'
+import { canDraw } from './can-draw.js'
 import { plainLines } from './plain-lines.js'
 
 export interface Display {
@@ -15,7 +16,7 @@ export interface DisplayOptions {
 }
 
 export async function openDisplay({ name, stream, isPlain }: DisplayOptions): Promise<Display> {
-  if (isPlain || !stream.isTTY || process.env.CI || process.env.TERM === 'dumb') {
+  if (isPlain || !canDraw(stream)) {
     return { listener: plainLines((line) => stream.write(`${line}\n`)), close: async () => {} }
   }
   // Ink's colours look at FORCE_COLOR only; read when the module is loaded

@@ -79,6 +79,29 @@ export const openTestModel = (base: string): Promise<LanguageModel> =>
 export const start = (model: ServedModel, options: Partial<ServeOptions> = {}): Promise<RunningServer> =>
   serve({ model, ...options })
 
+/** The model with streams that come to rest after their first chunk until `release` is called. */
+export function held(model: LanguageModel): { model: ServedModel; release: () => void } {
+  let release!: () => void
+  const released = new Promise<void>((resolve) => {
+    release = resolve
+  })
+  const generateEach: LanguageModel['generateEach'] = (requests) =>
+    model.generateEach(requests).map((stream) => ({
+      result: stream.result,
+      cancel: () => stream.cancel(),
+      async *[Symbol.asyncIterator]() {
+        for await (const chunk of stream) {
+          yield chunk
+          await released
+        }
+      },
+    }))
+  const { name, engine, tokenizer, template } = model
+  const loadAdapter: LanguageModel['loadAdapter'] = (...given) => model.loadAdapter(...given)
+  const unloadAdapter: LanguageModel['unloadAdapter'] = (...given) => model.unloadAdapter(...given)
+  return { model: { name, engine, tokenizer, template, generateEach, loadAdapter, unloadAdapter }, release }
+}
+
 export const clientOf = (server: RunningServer, apiKey = 'none') =>
   new OpenAI({ baseURL: `${server.url}/v1`, apiKey, maxRetries: 0 })
 

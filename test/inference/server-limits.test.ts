@@ -12,6 +12,7 @@ import {
   endless,
   expectApiError,
   expectIdle,
+  held,
   importTinyChat,
   openTestModel,
   post,
@@ -123,7 +124,8 @@ it('keys are asked for under /v1 and never logged', async () => {
 
 describe('draining', () => {
   it('lets running requests end and refuses new ones', async () => {
-    const server = await start(model)
+    const { model: slow, release } = held(model)
+    const server = await start(slow)
     const client = clientOf(server)
     const stream = await client.chat.completions.create({ ...chat, max_tokens: 60, stream: true })
     const events = stream[Symbol.asyncIterator]()
@@ -136,6 +138,7 @@ describe('draining', () => {
     const refused = await post(server, path, chat)
     expect([refused.status, refused.headers.get('retry-after')]).toEqual([503, '5'])
     expectApiError(refused.json, { type: 'service_unavailable_error' })
+    release()
     let last: OpenAI.ChatCompletionChunk | undefined
     for (let next = await events.next(); !next.done; next = await events.next()) last = next.value
     expect(last!.choices[0]!.finish_reason).toBe('length')

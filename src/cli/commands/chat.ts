@@ -1,6 +1,7 @@
 // `espalier chat BASE`: a conversation with a base, its adapter, or both.
 import { basename, dirname } from 'node:path'
 import { createInterface } from 'node:readline'
+import { canDraw } from '../../tui/can-draw.js'
 import type { ChatModel } from '../../tui/chat-state.js'
 import { defineCommand, shared } from '../command.js'
 import { samplingFlags, samplingOf } from '../generation-options.js'
@@ -42,7 +43,7 @@ export const chat = defineCommand({
       }
       if (!model.template) say(`${model.name} has no chat template: every line is continued as plain text`)
       const first = options.system === undefined ? [] : [`/system ${options.system}`]
-      if (process.stdin.isTTY && process.stdout.isTTY) {
+      if (process.stdin.isTTY && canDraw(process.stdout)) {
         const { openChat } = await import('../../tui/chat.js')
         await openChat(backend, { stdin: process.stdin, stdout: process.stdout, signal, first })
         return

@@ -35,6 +35,7 @@ struct Instance {
   int working = 0;
   std::set<RunControl*> controls;
   Worker probes;  // measurements
+  Worker loads;   // files
 };
 
 void settleTask(Napi::Env env, Napi::Function, Instance* instance, Task* raw) {
@@ -156,12 +157,24 @@ Napi::Value allocate(const Napi::CallbackInfo& info) {
   return result;
 }
 
-Napi::Value mapFile(const Napi::CallbackInfo& info) {
-  auto memory = Memory::mapFile(info[0].As<Napi::String>());
-  Napi::Object result = Napi::Object::New(info.Env());
-  result.Set("byteLength", static_cast<double>(memory->size()));
-  result.Set("handle", wrap(info.Env(), std::move(memory)));
-  return result;
+/// loadFile(path, Float64Array of {byteOffset, byteLength, rows, unitBytes}...)
+Napi::Value loadFile(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::string path = info[0].As<Napi::String>();
+  const auto numbers = info[1].As<Napi::Float64Array>();
+  std::vector<StripedRange> striped(numbers.ElementLength() / 4);
+  const auto number = [&](size_t i) { return sizeArgument(Napi::Number::New(env, numbers[i]), "a striped range"); };
+  for (size_t i = 0; i < striped.size(); i++) striped[i] = {number(4 * i), number(4 * i + 1), number(4 * i + 2), number(4 * i + 3)};
+  auto memory = std::make_shared<std::shared_ptr<Memory>>();
+  return submit(
+      env, env.GetInstanceData<Instance>()->loads,
+      [=] { *memory = Memory::loadFile(path, striped, OnnxRuntime::get().threads); },
+      [memory](Napi::Env e) {
+        Napi::Object result = Napi::Object::New(e);
+        result.Set("byteLength", static_cast<double>((*memory)->size()));
+        result.Set("handle", wrap(e, std::move(*memory)));
+        return result;
+      });
 }
 
 Napi::Value readMemory(const Napi::CallbackInfo& info) {
@@ -372,7 +385,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   define("supportedIsas", supportedIsas);
   define("loadKernels", loadKernels);
   define("allocate", allocate);
-  define("mapFile", mapFile);
+  define("loadFile", loadFile);
   define("read", readMemory);
   define("free", freeMemory);
   define("createProgram", createProgram);

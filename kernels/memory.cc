@@ -6,11 +6,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <thread>
+
+#include "stripes.h"
 
 namespace espalier {
 namespace {
@@ -25,6 +30,8 @@ void* takeBlock(size_t bytes) {
   return posix_memalign(&block, kAlignment, bytes ? bytes : 1) == 0 ? block : nullptr;
 }
 void returnBlock(void* block, size_t) { ::free(block); }
+void* takeLargePages(size_t bytes) { return takeBlock(bytes); }
+void protect(void*, size_t) {}
 #else
 size_t roundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 size_t pageSize() {
@@ -37,6 +44,27 @@ void* takeBlock(size_t bytes) {
   return block == MAP_FAILED ? nullptr : block;
 }
 void returnBlock(void* block, size_t bytes) { munmap(block, bytes ? bytes : 1); }
+/// As takeBlock, in pages of 2 MB where the system has them.
+void* takeLargePages(size_t bytes) {
+  constexpr size_t kLargePage = size_t{2} << 20;
+#ifdef MADV_HUGEPAGE
+  if (bytes >= kLargePage) {
+    // Only whole large pages count, so the block starts at one and what was taken around it goes back.
+    const size_t kept = roundUp(bytes, pageSize());
+    auto* raw = static_cast<uint8_t*>(takeBlock(kept + kLargePage));
+    if (!raw) return nullptr;
+    auto* block = reinterpret_cast<uint8_t*>(roundUp(reinterpret_cast<size_t>(raw), kLargePage));
+    if (block > raw) munmap(raw, static_cast<size_t>(block - raw));
+    if (raw + kLargePage > block) munmap(block + kept, static_cast<size_t>(raw + kLargePage - block));
+    madvise(block, kept, MADV_HUGEPAGE);
+    return block;
+  }
+#endif
+  return takeBlock(bytes);
+}
+void protect(void* block, size_t bytes) {
+  if (bytes) mprotect(block, bytes, PROT_READ);
+}
 #endif
 
 }  // namespace
@@ -52,30 +80,107 @@ std::shared_ptr<Memory> Memory::allocate(size_t bytes) {
   return memory;
 }
 
-std::shared_ptr<Memory> Memory::mapFile(const std::string& path) {
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) throw systemError(path);
-  struct stat status;
-  if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
-    close(file);
-    throw std::runtime_error(path + ": not a regular file");
+namespace {
+
+/// A file open for reading.
+class File {
+ public:
+  explicit File(const std::string& path) : path_(path), descriptor_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (descriptor_ < 0) throw systemError(path);
+    struct stat status;
+    if (fstat(descriptor_, &status) != 0 || !S_ISREG(status.st_mode)) {
+      close(descriptor_);
+      throw std::runtime_error(path + ": not a regular file");
+    }
+    size_ = static_cast<size_t>(status.st_size);
   }
+  ~File() { close(descriptor_); }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  size_t size() const { return size_; }
+  void read(size_t offset, size_t length, uint8_t* to) const {
+    for (size_t done = 0; done < length;) {
+      const ssize_t n = pread(descriptor_, to + done, length - done, static_cast<off_t>(offset + done));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) throw systemError(path_);
+      if (n == 0) throw std::runtime_error(path_ + ": ends at byte " + std::to_string(offset + done) + ", while it is read");
+      done += static_cast<size_t>(n);
+    }
+  }
+
+ private:
+  std::string path_;
+  int descriptor_;
+  size_t size_ = 0;
+};
+
+/// Bytes that one thread reads at a time, some stripes of a matrix.
+constexpr size_t kPieceBytes = 1 << 20;
+
+/// The whole file in pieces: of `striped` some stripes each, of what lies between them plain bytes.
+std::vector<StripedRange> piecesOf(const std::string& path, size_t size, std::vector<StripedRange> striped) {
+  std::sort(striped.begin(), striped.end(), [](const auto& a, const auto& b) { return a.byteOffset < b.byteOffset; });
+  std::vector<StripedRange> pieces;
+  size_t done = 0;
+  const auto plainUpTo = [&](size_t end) {
+    for (; done < end; done = std::min(end, done + kPieceBytes)) pieces.push_back({done, std::min(kPieceBytes, end - done), 1, 0});
+  };
+  for (const StripedRange& range : striped) {
+    const bool fits = range.byteOffset >= done && range.byteOffset <= size && range.byteLength <= size - range.byteOffset;
+    const bool isWhole = range.rows > 0 && (range.unitBytes == 2 || range.unitBytes == 4) && range.byteLength % (range.rows * range.unitBytes) == 0;
+    if (!fits || !isWhole) throw std::runtime_error(path + ": no matrix of " + std::to_string(range.rows) + " rows at byte " + std::to_string(range.byteOffset));
+    plainUpTo(range.byteOffset);
+    const size_t rowBytes = range.byteLength / range.rows;
+    const size_t rows = std::max<size_t>(1, kPieceBytes / std::max<size_t>(1, rowBytes * kStripeRows)) * kStripeRows;
+    for (size_t row = 0; row < range.rows; row += rows) {
+      const size_t count = std::min(rows, range.rows - row);
+      pieces.push_back({range.byteOffset + row * rowBytes, count * rowBytes, count, range.unitBytes});
+    }
+    done = range.byteOffset + range.byteLength;
+  }
+  plainUpTo(size);
+  return pieces;
+}
+
+void readPiece(const File& file, const StripedRange& piece, std::vector<uint8_t>& room, uint8_t* to) {
+  if (!piece.unitBytes) return file.read(piece.byteOffset, piece.byteLength, to);
+  room.resize(std::max(room.size(), piece.byteLength));
+  file.read(piece.byteOffset, piece.byteLength, room.data());
+  const auto rows = static_cast<int64_t>(piece.rows), perRow = static_cast<int64_t>(piece.byteLength / piece.rows / piece.unitBytes);
+  if (piece.unitBytes == 4) layInStripes<uint32_t>(room.data(), to, rows, perRow);
+  else layInStripes<uint16_t>(room.data(), to, rows, perRow);
+}
+
+}  // namespace
+
+std::shared_ptr<Memory> Memory::loadFile(const std::string& path, std::vector<StripedRange> striped, int threads) {
+  const File file(path);
+  const std::vector<StripedRange> pieces = piecesOf(path, file.size(), std::move(striped));
   std::shared_ptr<Memory> memory(new Memory);
-  memory->size_ = static_cast<size_t>(status.st_size);
+  memory->size_ = file.size();
   memory->isReadOnly_ = true;
-#ifdef ESPALIER_SANITIZE
-  memory->data_ = static_cast<uint8_t*>(takeBlock(memory->size_));
-  for (size_t done = 0; memory->data_ && done < memory->size_;) {
-    const ssize_t n = pread(file, memory->data_ + done, memory->size_ - done, static_cast<off_t>(done));
-    if (n <= 0) break;
-    done += static_cast<size_t>(n);
-  }
-#else
-  void* data = memory->size_ ? mmap(nullptr, memory->size_, PROT_READ, MAP_PRIVATE, file, 0) : takeBlock(0);
-  memory->data_ = data == MAP_FAILED ? nullptr : static_cast<uint8_t*>(data);
-#endif
-  close(file);
-  if (!memory->data_) throw systemError(path + ": cannot map " + std::to_string(memory->size_) + " bytes");
+  memory->data_ = static_cast<uint8_t*>(takeLargePages(memory->size_));
+  if (!memory->data_) throw systemError(path + ": cannot allocate " + std::to_string(memory->size_) + " bytes");
+  std::atomic<size_t> next{0};
+  std::mutex mutex;
+  std::string problem;
+  const auto work = [&] {
+    try {
+      std::vector<uint8_t> room;
+      for (size_t i = next.fetch_add(1); i < pieces.size(); i = next.fetch_add(1)) readPiece(file, pieces[i], room, memory->data_ + pieces[i].byteOffset);
+    } catch (const std::exception& error) {
+      next = pieces.size();
+      std::lock_guard<std::mutex> lock(mutex);
+      problem = error.what();
+    }
+  };
+  std::vector<std::thread> helpers;
+  for (int t = 1; t < threads && pieces.size() > 1; t++) helpers.emplace_back(work);
+  work();
+  for (std::thread& helper : helpers) helper.join();
+  if (!problem.empty()) throw std::runtime_error(problem);
+  protect(memory->data_, memory->size_);
   return memory;
 }
 

@@ -1,4 +1,4 @@
-// Memory that tensors live in: buffers handed to JavaScript, read-only file mappings, and the arena that ONNX Runtime's
+// Memory that tensors live in: buffers handed to JavaScript, weights read from a file, and the arena that ONNX Runtime's
 // intermediate tensors come from.
 #pragma once
 #include <cstddef>
@@ -8,16 +8,24 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 namespace espalier {
 
-/// A mapping with a use count: freeing while a run uses it takes effect when the run ends.
+/// A matrix in a file whose rows are laid in stripes when it is loaded (stripes.h): `rows` rows of units of 2 or 4 bytes.
+struct StripedRange {
+  size_t byteOffset, byteLength, rows, unitBytes;
+};
+
+/// A block of memory with a use count: freeing while a run uses it takes effect when the run ends.
 class Memory {
  public:
   /// Zeroed, aligned to pages. Throws std::runtime_error.
   static std::shared_ptr<Memory> allocate(size_t bytes);
+  /// A file's bytes, read-only, those of `striped` in stripes. In large pages where the system has them: decoding reads
+  /// all of it for every token, and with small pages the processor spends up to a fifth of that on finding them.
   /// Throws std::runtime_error, naming the file.
-  static std::shared_ptr<Memory> mapFile(const std::string& path);
+  static std::shared_ptr<Memory> loadFile(const std::string& path, std::vector<StripedRange> striped, int threads);
   ~Memory();
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;

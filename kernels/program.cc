@@ -65,7 +65,7 @@ void verify(const StepSpec& step, const char* direction, const BindingSpec& bind
   if (binding.byteOffset % unit != 0)
     throw std::runtime_error(where + "byte offset " + std::to_string(binding.byteOffset) + " is not a multiple of the element size");
   if (binding.memory->isReadOnly() && direction[0] == 'o')
-    throw std::runtime_error(where + "bound to a file that is mapped read-only");
+    throw std::runtime_error(where + "bound to a loaded file, which is read-only");
 }
 
 // Scratch blocks that no run uses at the moment: programs that do not run at the same time share one.

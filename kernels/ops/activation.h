@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <thread>
 
 #include "../kernel.h"
 #include "../simd.h"
@@ -99,5 +100,26 @@ template <typename F> void forRuns(Context& context, int64_t tasks, F&& f) {
     }
   });
 }
+
+/// Work too short to share: the first of several workers does it, the others do something of their own and wait for it.
+class FirstDoes {
+ public:
+  template <typename Work, typename Meanwhile> void operator()(Work&& work, Meanwhile&& meanwhile) {
+    if (isDone_.load(std::memory_order_acquire)) return;
+    if (!isClaimed_.exchange(true)) {
+      work();
+      isDone_.store(true, std::memory_order_release);
+      return;
+    }
+    meanwhile();
+    for (int spins = 0; !isDone_.load(std::memory_order_acquire); spins++)
+      if (spins < kSpins) pauseThread();
+      else std::this_thread::yield();  // the first one lost its processor
+  }
+
+ private:
+  static constexpr int kSpins = 2000;
+  std::atomic<bool> isClaimed_{false}, isDone_{false};
+};
 
 }  // namespace espalier

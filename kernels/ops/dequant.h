@@ -1,10 +1,12 @@
 // Reading a frozen weight [rows (out), columns (in)] in any storage format as fp32: the one place that knows the layouts.
 // Formats: 0 f32 · 1 bf16 or f16 · 2 int4 affine (code * scale + offset) · 3 int8 (code * scale) · 4 NF4 with nested
-// scales · 5 int4 symmetric ((code - 8) * scale). 4-bit codes: element 2i in the low nibble. The values are those of the
+// scales · 5 int4 symmetric ((code - 8) * scale). 4-bit codes: element 2i in the low nibble. Codes, as words of 32 bits, and
+// half-precision scales lie in stripes (stripes.h); NF4's scales and dense formats row by row. The values are those of the
 // format's definition to the last bit (one fused or two exact roundings, see each case).
 #pragma once
 #include "../kernel.h"
 #include "../simd.h"
+#include "../stripes.h"
 #include "code_tables.h"
 
 namespace espalier {
@@ -17,6 +19,14 @@ struct Weights {
   int32_t block = 32;
   int64_t rows = 0, columns = 0;
   const void* w[4] = {};
+
+  int64_t codesPerWord() const { return format == Format::int8 ? 4 : 8; }
+  /// A word of a row's codes; the row's next one is stripeHeight(rows, row) further.
+  const uint32_t* codeWord(int64_t row, int64_t word) const {
+    return static_cast<const uint32_t*>(w[0]) + stripePlace(rows, columns / codesPerWord(), row, word);
+  }
+  /// Where the half-precision scale (and offset) of a row's block is.
+  int64_t scalePlace(int64_t row, int64_t b) const { return stripePlace(rows, columns / block, row, b); }
 };
 
 /// Inputs first .. first + 3 as a weight. Null, or what is wrong with them.
@@ -40,16 +50,16 @@ inline const char* readWeights(Context& context, int first, int64_t format, int6
     if (w0.dtype != DType::u8) return "weight: 4-bit formats need a uint8 W0";
     out.columns *= 2;
   }
+  if (out.format == Format::nf4) block = 64;
+  if (out.columns % block != 0) return "weight: the inner dimension must be a multiple of the block";
+  const int64_t blocks = out.rows * (out.columns / block);
   if (out.format == Format::nf4) {
-    const int64_t blocks = (out.rows * out.columns + 63) / 64;
     if (w1.dtype != DType::u8 || w1.size() < blocks) return "weight: NF4 needs a uint8 absmax code per 64 values in W1";
     if (w2.dtype != DType::f32 || w2.size() < (blocks + 255) / 256) return "weight: NF4 needs a float per 256 blocks in W2";
     if (w3.dtype != DType::f32 || w3.size() < 1) return "weight: NF4 needs its nested offset in W3";
     out.block = 64;
     return w1 && w2 && w3 ? nullptr : "weight: NF4 needs W1, W2 and W3";
   }
-  if (out.columns % block != 0) return "weight: the inner dimension must be a multiple of the block";
-  const int64_t blocks = out.rows * (out.columns / block);
   if (!w1 || w1.dtype != DType::f16 || w1.size() < blocks) return "weight: W1 must hold a float16 scale per block";
   if (out.format == Format::int4 && (!w2 || w2.dtype != DType::f16 || w2.size() < blocks))
     return "weight: W2 must hold a float16 offset per block";
@@ -88,13 +98,17 @@ inline float nf4Absmax(const Weights& weights, int64_t b) {
   return product + static_cast<const float*>(weights.w[3])[0];
 }
 
-/// value = code * scale + offset of the block that holds (row, column); int4 and int8 formats.
-ESPALIER_INLINE void blockScale(const Weights& weights, int64_t row, int64_t column, float& scale, float& offset) {
-  const int64_t b = (row * weights.columns + column) / weights.block;
-  scale = halfToFloat(static_cast<const uint16_t*>(weights.w[1])[b]);
-  offset = weights.format == Format::int4            ? halfToFloat(static_cast<const uint16_t*>(weights.w[2])[b])
-           : weights.format == Format::int4Symmetric ? -8.f * scale
-                                                     : 0.f;
+/// value = code * scale + offset in block b of a row (NF4: its table's value * scale).
+ESPALIER_INLINE void blockScale(const Weights& weights, int64_t row, int64_t b, float& scale, float& offset) {
+  offset = 0;
+  if (weights.format == Format::nf4) {
+    scale = nf4Absmax(weights, row * (weights.columns / weights.block) + b);
+    return;
+  }
+  const int64_t place = weights.scalePlace(row, b);
+  scale = halfToFloat(static_cast<const uint16_t*>(weights.w[1])[place]);
+  if (weights.format == Format::int4) offset = halfToFloat(static_cast<const uint16_t*>(weights.w[2])[place]);
+  if (weights.format == Format::int4Symmetric) offset = -8.f * scale;
 }
 
 /// A 4-bit code as a float, by lookup.
@@ -153,43 +167,28 @@ inline void dequantizeRow(const Weights& weights, int64_t row, int64_t column, i
         for (int64_t i = 0; i < count; i++) out[i] = halfToFloat(p[i]);
       }
       return;
-    case Format::int8:
-      for (int64_t i = 0; i < count;) {
-        float scale, offset;
-        blockScale(weights, row, column + i, scale, offset);
-        const int64_t left = weights.block - (column + i) % weights.block, n = left < count - i ? left : count - i;
-        const auto* p = static_cast<const int8_t*>(weights.w[0]) + flat + i;
-        int64_t j = 0;
-        for (; j + kLanes <= n; j += kLanes) store(out + i + j, load(p + j) * scale);
-        for (; j < n; j++) out[i + j] = p[j] * scale;
-        i += n;
-      }
-      return;
     default: break;
   }
-  // 4 bits: runs of at most 32 codes that do not cross a block.
-  const auto* bytes = static_cast<const uint8_t*>(weights.w[0]);
-  const bool nf4 = weights.format == Format::nf4;
+  // Runs of at most 32 codes of one block.
+  constexpr int kRun = 32;
+  const bool isByte = weights.format == Format::int8, isNf4 = weights.format == Format::nf4;
+  const int64_t step = stripeHeight(weights.rows, row), words = kRun / weights.codesPerWord();
+  const uint32_t* source = weights.codeWord(row, 0);
   for (int64_t i = 0; i < count;) {
-    const int64_t at = flat + i, inBlock = (nf4 ? at : column + i) % weights.block;
-    int64_t n = 32 - inBlock % 32;
-    if (n > count - i) n = count - i;
-    float scale, offset = 0;
-    if (nf4) scale = nf4Absmax(weights, at / 64);
-    else blockScale(weights, row, column + i, scale, offset);
-    if (n == 32 && at % 2 == 0) {
-      alignas(32) int8_t codes[32];
-      splitNibbles(bytes + at / 2, codes);
-      for (int j = 0; j < 32; j += kLanes) {
-        const IVec code = widen(codes + j);
-        store(out + i + j, nf4 ? lookupNf4(code) * scale : fma(toVec(code), set1(scale), set1(offset)));
-      }
-    } else {
-      for (int64_t j = 0; j < n; j++) {
-        const int code = bytes[(at + j) / 2] >> ((at + j) % 2 * 4) & 15;
-        out[i + j] = nf4 ? kNf4[code] * scale : code * scale + offset;
-      }
+    const int64_t at = column + i, skip = at % kRun, n = std::min(kRun - skip, count - i);
+    float scale, offset;
+    blockScale(weights, row, at / weights.block, scale, offset);
+    uint32_t run[kRun / 4];
+    for (int64_t j = 0; j < words; j++) run[j] = source[(at / kRun * words + j) * step];
+    alignas(32) int8_t codes[kRun];
+    if (isByte) memcpy(codes, run, kRun);
+    else splitNibbles(reinterpret_cast<const uint8_t*>(run), codes);
+    float values[kRun];
+    for (int j = 0; j < kRun; j += kLanes) {
+      const IVec code = widen(codes + j);
+      store(values + j, isNf4 ? lookupNf4(code) * scale : isByte ? toVec(code) * scale : fma(toVec(code), set1(scale), set1(offset)));
     }
+    memcpy(out + i, values + skip, 4 * static_cast<size_t>(n));
     i += n;
   }
 }

@@ -123,6 +123,13 @@ Case makeWeights(int format, int block, int64_t out, int64_t columns, DType half
     }
     c.dense[static_cast<size_t>(i)] = w;
   }
+  const auto turn = [&](Data& d, auto unit) {
+    if (!d.tensor) return;
+    const std::vector<uint8_t> rowMajor(d.as<uint8_t>(), d.as<uint8_t>() + d.tensor.size() * static_cast<int64_t>(sizeOf(d.tensor.dtype)));
+    layInStripes<decltype(unit)>(rowMajor.data(), d.as<uint8_t>(), out, static_cast<int64_t>(rowMajor.size() / sizeof unit) / out);
+  };
+  turn(c.w[0], uint32_t{});
+  if (format != 4) turn(c.w[1], uint16_t{}), turn(c.w[2], uint16_t{});
   return c;
 }
 

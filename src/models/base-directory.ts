@@ -1,5 +1,5 @@
 // A base directory, as `espalier import` writes it: config.json, tokenizer files, packed weights in safetensors and
-// espalier.json. Opening checks every tensor against the header and reads no weight: they are memory-mapped (stop 5).
+// espalier.json. Opening checks every tensor against the header and reads no weight: the runtime loads them (stop 5).
 import { join } from 'node:path'
 import { z } from 'zod'
 import type { DType } from '../compiler/graph.js'
@@ -10,6 +10,7 @@ import { FormatError } from './format-error.js'
 import { findFormat } from './formats/index.js'
 import { openSafetensors, type SafetensorsFile } from './safetensors.js'
 import { FILLER_PREFIX } from './safetensors-writer.js'
+import type { Striping } from './stripes.js'
 
 export const BASE_VERSION = 1
 
@@ -57,11 +58,13 @@ const manifestSchema = z.object({
 export type BaseManifest = z.infer<typeof manifestSchema>
 
 /** One tensor of the weight file. */
-export interface MappedTensor {
+export interface StoredTensor {
   byteOffset: number
   byteLength: number
   dtype: DType
   shape: number[]
+  /** How kernels want it; null: as it is. */
+  striping: Striping | null
 }
 
 export interface OpenedBase {
@@ -77,8 +80,8 @@ export interface OpenedBase {
   weightsPath: string
   /** Bytes of the weight file. */
   byteLength: number
-  /** Tensors of the weight file by name (`….weight.codes`, …), to be bound in a map of it. */
-  tensors: ReadonlyMap<string, MappedTensor>
+  /** Tensors of the weight file by name (`….weight.codes`, …), to be bound where it is loaded. */
+  tensors: ReadonlyMap<string, StoredTensor>
   tokenizerPath: string
   /** Content of tokenizer.json; some megabytes, parsed when first asked for. */
   readonly tokenizerJson: Record<string, unknown>
@@ -93,21 +96,29 @@ function readManifest(path: string): BaseManifest {
   throw new FormatError(path, issue.path.join('.') || 'top level', `${issue.message} (import the base again)`)
 }
 
+interface StoredPart {
+  name: string
+  dtype: DType
+  shape: readonly number[]
+  striping: Striping | null
+}
+
 /** The tensors that hold one weight, by suffix, as the ops want them. */
-function expectedParts(name: string, stored: StoredWeight): { name: string; dtype: DType; shape: readonly number[] }[] {
+function expectedParts(name: string, stored: StoredWeight): StoredPart[] {
   const [rows, columns] = stored.shape
-  if (columns === undefined) return [{ name, dtype: 'f32', shape: stored.shape }]
+  if (columns === undefined) return [{ name, dtype: 'f32', shape: stored.shape, striping: null }]
   return weightTensors(stored.format, stored.block, rows!, columns).map((part) => ({
     name: name + part.suffix,
     dtype: part.dtype,
     shape: part.shape,
+    striping: part.stripeUnit === 0 ? null : { rows: rows!, unitBytes: part.stripeUnit },
   }))
 }
 
-function checkTensors(file: SafetensorsFile, formats: BaseManifest['formats']): Map<string, MappedTensor> {
-  const tensors = new Map<string, MappedTensor>()
+function checkTensors(file: SafetensorsFile, formats: BaseManifest['formats']): Map<string, StoredTensor> {
+  const tensors = new Map<string, StoredTensor>()
   for (const [weight, stored] of Object.entries(formats)) {
-    for (const { name, dtype, shape } of expectedParts(weight, stored)) {
+    for (const { name, dtype, shape, striping } of expectedParts(weight, stored)) {
       const fail = (problem: string) => new FormatError(file.path, `tensor ${JSON.stringify(name)}`, problem)
       const entry = file.tensors.get(name)
       if (!entry)
@@ -116,7 +127,8 @@ function checkTensors(file: SafetensorsFile, formats: BaseManifest['formats']): 
       const found = `${entry.dtype} [${entry.shape}]`
       if (found !== expected) throw fail(`is ${found}, ${expected} is expected`)
       if (entry.byteOffset % WEIGHT_ALIGNMENT_BYTES !== 0) throw fail(`byte ${entry.byteOffset} is not 64-byte aligned`)
-      tensors.set(name, { byteOffset: entry.byteOffset, byteLength: entry.byteLength, dtype, shape: entry.shape })
+      const { byteOffset, byteLength } = entry
+      tensors.set(name, { byteOffset, byteLength, dtype, shape: entry.shape, striping })
     }
   }
   for (const name of file.tensors.keys()) {

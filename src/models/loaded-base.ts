@@ -1,4 +1,4 @@
-// A base in memory: mapped weights that every graph's leaves are bound to (stop 5).
+// A base in memory: weights that every graph's leaves are bound to (stop 5).
 import { loweredType } from '../compiler/ops/weight.js'
 import type { LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer, DType, Runtime } from '../runtime/types.js'
@@ -8,26 +8,30 @@ import type { ModelConfig } from './config.js'
 import type { WeightFormats } from './context.js'
 import { bfloat16ToFloat32, halfToFloat32 } from './float16.js'
 import { architectureOf } from './index.js'
+import { layInStripes, type Striping } from './stripes.js'
 
 export interface LoadedBase {
   readonly runtime: Runtime
   readonly config: ModelConfig
   readonly architecture: Architecture
   readonly formats: WeightFormats
-  /** Bytes of weights that a run may touch. */
-  readonly mappedBytes: number
+  /** Bytes of the weights. */
+  readonly weightBytes: number
   /** Memory of a weight leaf; null for names that are not weights. */
   leaf(name: string): LeafMemory | null
   close(): void
 }
 
-/** Maps the weights of a base directory. Nothing is read until it is used. */
+/** Loads the weights of a base directory, as the runtime's kernels want them. */
 export async function loadBase(
   runtime: Runtime,
   base: OpenedBase | string,
 ): Promise<LoadedBase & { opened: OpenedBase }> {
   const opened = typeof base === 'string' ? openBase(base) : base
-  const weights = runtime.mapFile(opened.weightsPath)
+  const striped = [...opened.tensors.values()].flatMap(({ byteOffset, byteLength, striping }) =>
+    striping ? [{ byteOffset, byteLength, ...striping }] : [],
+  )
+  const weights = await runtime.loadFile(opened.weightsPath, striped)
   const widened = new WidenedTensors(runtime)
   return {
     opened,
@@ -35,7 +39,7 @@ export async function loadBase(
     config: opened.config,
     architecture: architectureOf(opened.config.modelType),
     formats: opened.formats,
-    mappedBytes: weights.byteLength,
+    weightBytes: weights.byteLength,
     leaf(name) {
       const tensor = opened.tensors.get(name)
       if (!tensor) return null
@@ -55,7 +59,9 @@ export async function loadBase(
 
 export interface MemoryTensor {
   readonly dtype: DType
+  /** Whole rows. */
   readonly bytes: Uint8Array
+  readonly striping?: Striping | null
 }
 
 /** A base whose weights lie in memory of the process, by leaf name. */
@@ -67,9 +73,9 @@ export function memoryBase(
 ): LoadedBase {
   const widened = new WidenedTensors(runtime)
   const buffers = new Map<string, DeviceBuffer>()
-  for (const [name, { bytes }] of tensors) {
+  for (const [name, { bytes, striping }] of tensors) {
     const buffer = runtime.allocate(Math.max(64, bytes.byteLength))
-    buffer.bytes.set(bytes)
+    buffer.bytes.set(striping && runtime.info.kernels ? layInStripes(bytes, striping) : bytes)
     buffers.set(name, buffer)
   }
   return {
@@ -77,7 +83,7 @@ export function memoryBase(
     config,
     formats,
     architecture: architectureOf(config.modelType),
-    mappedBytes: [...buffers.values()].reduce((n, b) => n + b.byteLength, 0),
+    weightBytes: [...buffers.values()].reduce((n, b) => n + b.byteLength, 0),
     leaf(name) {
       const buffer = buffers.get(name)
       const tensor = tensors.get(name)

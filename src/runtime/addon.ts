@@ -19,6 +19,7 @@ import type {
   Runtime,
   RuntimeInfo,
   RuntimeOptions,
+  StripedRange,
 } from './types.js'
 
 /** An opaque native object. */
@@ -43,7 +44,8 @@ interface Native {
   supportedIsas(): Isa[]
   loadKernels(path: string): Handle
   allocate(byteLength: number): { handle: Handle; bytes: Uint8Array }
-  mapFile(path: string): { handle: Handle; byteLength: number }
+  /** Four numbers a range: byteOffset, byteLength, rows, unitBytes. */
+  loadFile(path: string, striped: Float64Array): Promise<{ handle: Handle; byteLength: number }>
   read(memory: Handle, byteOffset: number, byteLength: number): Uint8Array
   free(memory: Handle, view?: ArrayBufferLike): void
   createProgram(
@@ -162,9 +164,10 @@ class AddonRuntime implements Runtime {
     return this.#keep(new AddonBuffer(this.#native, handle, byteLength, bytes))
   }
 
-  mapFile(path: string): DeviceBuffer {
+  async loadFile(path: string, striped: readonly StripedRange[] = []): Promise<DeviceBuffer> {
     this.#assertOpen()
-    const { handle, byteLength } = this.#native.mapFile(path)
+    const numbers = striped.flatMap((range) => [range.byteOffset, range.byteLength, range.rows, range.unitBytes])
+    const { handle, byteLength } = await this.#native.loadFile(path, Float64Array.from(numbers))
     return this.#keep(new AddonBuffer(this.#native, handle, byteLength, null))
   }
 
@@ -240,7 +243,7 @@ class AddonBuffer implements DeviceBuffer {
   }
 
   get bytes(): Uint8Array {
-    if (!this.#view) throw new Error('a mapped file is read-only memory: use read(byteOffset, byteLength) for a copy')
+    if (!this.#view) throw new Error('a loaded file is read-only memory: use read(byteOffset, byteLength) for a copy')
     if (this.#isFreed) throw new Error('the buffer was freed')
     return this.#view
   }

@@ -117,7 +117,7 @@ class StockRuntime implements Runtime {
     return new StockBuffer(this.#thread, byteLength)
   }
 
-  mapFile(path: string): DeviceBuffer {
+  async loadFile(path: string): Promise<DeviceBuffer> {
     this.#assertOpen()
     const status = statSync(path)
     if (!status.isFile()) throw new Error(`${path}: not a regular file`)
@@ -196,7 +196,7 @@ class StockBuffer implements DeviceBuffer {
   }
 
   get bytes(): Uint8Array {
-    if (this.readOnly) throw new Error('a mapped file is read-only memory: use read(byteOffset, byteLength) for a copy')
+    if (this.readOnly) throw new Error('a loaded file is read-only memory: use read(byteOffset, byteLength) for a copy')
     if (this.isFreed) throw new Error('the buffer was freed')
     return new Uint8Array(this.#memory)
   }
@@ -248,7 +248,8 @@ function stockBindings(
       throw new Error(`${where}: onnxruntime-node has no bf16 tensors; lower to f32 where there are no kernels`)
     if (!Number.isSafeInteger(byteOffset) || byteOffset < 0 || byteOffset % bytesPerElement[dtype] !== 0)
       throw new Error(`${where}: byte offset ${byteOffset} is not a multiple of the element size`)
-    if (direction === 'output' && buffer.readOnly) throw new Error(`${where}: bound to a file that is mapped read-only`)
+    if (direction === 'output' && buffer.readOnly)
+      throw new Error(`${where}: bound to a loaded file, which is read-only`)
     for (const dim of shape)
       if (typeof dim === 'string' && !dims.includes(dim))
         throw new Error(`${where}: "${dim}" is not among the program's dimensions`)

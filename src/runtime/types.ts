@@ -37,10 +37,18 @@ export interface RuntimeInfo {
   readonly reason?: string
 }
 
+/** A matrix in a file: rows of units of 2 or 4 bytes that stay together. */
+export interface StripedRange {
+  readonly byteOffset: number
+  readonly byteLength: number
+  readonly rows: number
+  readonly unitBytes: number
+}
+
 export interface DeviceBuffer {
   readonly id: number
   readonly byteLength: number
-  /** A file mapped read-only. */
+  /** A loaded file. */
   readonly readOnly: boolean
   /** The live memory, 64-byte aligned. Throws for a read-only buffer: use `read`. Detached by `free`. */
   readonly bytes: Uint8Array
@@ -122,7 +130,11 @@ export interface Runtime {
   readonly info: RuntimeInfo
   /** Zeroed memory. */
   allocate(byteLength: number): DeviceBuffer
-  mapFile(path: string): DeviceBuffer
+  /**
+   * The bytes of a file, read-only. Where there are kernels, `striped` matrices are laid out as they want them
+   * (kernels/stripes.h); elsewhere everything is as in the file.
+   */
+  loadFile(path: string, striped?: readonly StripedRange[]): Promise<DeviceBuffer>
   createProgram(definition: ProgramDefinition): Promise<Program>
   /** Best rate of a register-only loop of the widest multiply-add instruction of the processor, on all threads, off the event loop. */
   measureCeiling(milliseconds: number): Promise<{ kind: 'fp32' | 'bf16'; gflops: number }>

@@ -134,7 +134,7 @@ class CompiledTrainProgram implements TrainProgram {
     this.adamV = view('adamV')
     this.buffers = [...Object.values(state), workspace]
     this.plannedBytes =
-      options.base.mappedBytes +
+      options.base.weightBytes +
       this.buffers.reduce((n, b) => n + b.byteLength, 0) +
       programs.train.ownedBytes +
       programs.update.ownedBytes +

@@ -31,7 +31,7 @@ export function tinyBase(runtime: Runtime, format: WeightFormat = 'int4'): Loade
     new Uint8Array(array.buffer as ArrayBuffer, array.byteOffset, array.byteLength)
   const matrix = (name: string, kind: WeightFormat, outFeatures: number, inFeatures: number) => {
     formats.set(name, { format: kind, block: 32, shape: [outFeatures, inFeatures] })
-    for (const { suffix, dtype, shape } of weightTensors(kind, 32, outFeatures, inFeatures)) {
+    for (const { suffix, dtype, shape, stripeUnit } of weightTensors(kind, 32, outFeatures, inFeatures)) {
       const values = Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => random())
       const array =
         dtype === 'f16'
@@ -39,7 +39,8 @@ export function tinyBase(runtime: Runtime, format: WeightFormat = 'int4'): Loade
           : dtype === 'f32'
             ? Float32Array.from(values, (x) => (x - 0.5) * 0.5)
             : Uint8Array.from(values, (x) => x * 256)
-      tensors.set(name + suffix, { dtype, bytes: bytes(array) })
+      const striping = stripeUnit === 0 ? null : { rows: outFeatures, unitBytes: stripeUnit }
+      tensors.set(name + suffix, { dtype, bytes: bytes(array), striping })
     }
   }
   const norm = (name: string) =>

@@ -4,10 +4,12 @@ import {
   loweredType,
   type Weight,
   type WeightFormat,
+  type WeightTensor,
   weightLeaf,
   weightTensors,
 } from '../../src/compiler/ops/weight.js'
 import { bfloat16ToFloat32, float32ToBfloat16, halfTable, toHalf } from '../../src/models/float16.js'
+import { layInStripes } from '../../src/models/stripes.js'
 import type { Tensor } from './oracle.js'
 
 export interface OpCase {
@@ -111,7 +113,8 @@ export class CaseBuilder {
         const x = Math.fround(this.normal() * 0.05)
         return t.dtype === 'bf16' ? bf16Bits(x) : x
       }
-      const { data, shape } = this.data(t.shape, make)
+      const { data: rowMajor, shape } = this.data(t.shape, make)
+      const data = this.graph.kernels ? striped(rowMajor, t, outFeatures) : rowMajor
       const wide = this.graph.kernels ? t.dtype : loweredType(t.dtype)
       const decode = t.dtype === 'f16' ? (bits: number) => halfTable()[bits]! : bf16Value
       this.feeds[name + t.suffix] = { dtype: wide, shape, data: wide === t.dtype ? data : data.map(decode) }
@@ -122,6 +125,14 @@ export class CaseBuilder {
   integer(below: number): number {
     return Math.floor(this.random() * below)
   }
+}
+
+/** Elements of a weight tensor as kernels want them. */
+function striped(data: number[], { dtype, stripeUnit }: WeightTensor, rows: number): number[] {
+  if (stripeUnit === 0) return data
+  const bytes = dtype === 'f16' ? Uint16Array.from(data) : dtype === 'i8' ? Int8Array.from(data) : Uint8Array.from(data)
+  const laid = layInStripes(new Uint8Array(bytes.buffer), { rows, unitBytes: stripeUnit }).buffer
+  return [...(dtype === 'f16' ? new Uint16Array(laid) : dtype === 'i8' ? new Int8Array(laid) : new Uint8Array(laid))]
 }
 
 /** bf16 bits of a number, rounded to nearest even. */

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { layInStripes } from '../../src/models/stripes.js'
 import { openAddon } from '../../src/runtime/addon.js'
 import type { Binding, DeviceBuffer, DType, Runtime } from '../../src/runtime/types.js'
 import { binary, model } from './models.js'
@@ -375,10 +376,10 @@ describe.runIf(hasProbe)('buffers', () => {
     expect(() => runtime.allocate(2 ** 52)).toThrow('cannot allocate')
   })
 
-  test('a mapped file is read by programs and never written', async () => {
+  test('a loaded file is read by programs and never written', async () => {
     const path = join(folder, 'weights.bin')
     writeFileSync(path, new Uint8Array(Float32Array.from([1, 2, 3, 4]).buffer))
-    const file = runtime.mapFile(path)
+    const file = await runtime.loadFile(path)
     expect(file).toMatchObject({ byteLength: 16, readOnly: true })
     expect(() => file.bytes).toThrow('read-only')
     expect([...new Float32Array(file.read(4, 8).buffer)]).toEqual([2, 3])
@@ -397,11 +398,46 @@ describe.runIf(hasProbe)('buffers', () => {
         dims: [],
         steps: [{ ...step, outputs: { z: at(file, [1, 4]) } }],
       }),
-    ).rejects.toThrow('step "s", output "z": bound to a file that is mapped read-only')
-    expect(() => runtime.mapFile(join(folder, 'missing'))).toThrow(/missing: No such file/)
-    expect(() => runtime.mapFile(folder)).toThrow('not a regular file')
+    ).rejects.toThrow('step "s", output "z": bound to a loaded file, which is read-only')
+    await expect(runtime.loadFile(join(folder, 'missing'))).rejects.toThrow(/missing: No such file/)
+    await expect(runtime.loadFile(folder)).rejects.toThrow('not a regular file')
     writeFileSync(path, '')
-    expect(runtime.mapFile(path).byteLength).toBe(0)
+    expect((await runtime.loadFile(path)).byteLength).toBe(0)
+  })
+
+  test('matrices of a loaded file lie in stripes, everything else as it was', async () => {
+    const path = join(folder, 'striped.bin')
+    // Pieces are a megabyte: the first matrix takes several, its last stripe has 7 rows.
+    const matrices = [
+      { rows: 2055, unitBytes: 4, perRow: 300, at: 64 },
+      { rows: 3, unitBytes: 2, perRow: 5, at: 64 + 2055 * 1200 },
+    ]
+    const bytes = Uint8Array.from({ length: 64 + 2055 * 1200 + 30 + 17 }, (_, i) => Math.imul(i, 2654435761) >>> 24)
+    writeFileSync(path, bytes)
+    const ranges = matrices.map(({ rows, unitBytes, perRow, at }) => ({
+      byteOffset: at,
+      byteLength: rows * unitBytes * perRow,
+      rows,
+      unitBytes,
+    }))
+    const expected = bytes.slice()
+    for (const range of ranges) {
+      const end = range.byteOffset + range.byteLength
+      expected.set(layInStripes(bytes.subarray(range.byteOffset, end), range), range.byteOffset)
+    }
+    const file = await runtime.loadFile(path, ranges.toReversed())
+    expect(Buffer.compare(file.read(0, bytes.length), expected)).toBe(0)
+    expect(Buffer.compare(expected, bytes)).not.toBe(0)
+    file.free()
+    const [range] = ranges as [(typeof ranges)[0]]
+    for (const wrong of [
+      [{ ...range, byteOffset: bytes.length }],
+      [{ ...range, byteLength: bytes.length }],
+      [{ ...range, rows: 7 }],
+      [{ ...range, unitBytes: 3 }],
+      [range, range],
+    ])
+      await expect(runtime.loadFile(path, wrong)).rejects.toThrow(/striped.bin: no matrix of \d+ rows at byte \d+/)
   })
 
   test('memory of intermediates goes back to the arena', async () => {

@@ -40,7 +40,7 @@ test('says why it is in use', () => {
 test('steps share a session, update memory in place, and take other sizes each run', async () => {
   const weights = join(folder, 'weights.bin')
   writeFileSync(weights, new Uint8Array(Float32Array.from({ length: 32 }, (_, i) => i).buffer))
-  const file = runtime.mapFile(weights)
+  const file = await runtime.loadFile(weights)
   expect([...new Float32Array(file.read(64, 8).buffer)]).toEqual([16, 17])
   expect(() => file.bytes).toThrow('read-only')
   const sum = runtime.allocate(128)

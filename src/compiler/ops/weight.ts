@@ -24,6 +24,8 @@ export interface WeightTensor {
   readonly suffix: '' | '.codes' | '.scales' | '.offsets' | '.absmax' | '.nestedAbsmax' | '.nestedOffset'
   readonly dtype: DType
   readonly shape: readonly number[]
+  /** Bytes that stay together where kernels lay rows in stripes; 0: the tensor stays as it is. */
+  readonly stripeUnit: 0 | 2 | 4
 }
 
 /** Block of absmax values that share a nested scale (QLoRA, arXiv 2305.14314). */
@@ -37,25 +39,25 @@ export function weightTensors(
   inFeatures: number,
 ): WeightTensor[] {
   const blocks = [outFeatures, inFeatures / block]
-  const codes: WeightTensor = { suffix: '.codes', dtype: 'u8', shape: [outFeatures, inFeatures / 2] }
-  const scales: WeightTensor = { suffix: '.scales', dtype: 'f16', shape: blocks }
+  const codes: WeightTensor = { suffix: '.codes', dtype: 'u8', shape: [outFeatures, inFeatures / 2], stripeUnit: 4 }
+  const scales: WeightTensor = { suffix: '.scales', dtype: 'f16', shape: blocks, stripeUnit: 2 }
   switch (format) {
     case 'f32':
     case 'bf16':
-      return [{ suffix: '', dtype: format, shape: [outFeatures, inFeatures] }]
+      return [{ suffix: '', dtype: format, shape: [outFeatures, inFeatures], stripeUnit: 0 }]
     case 'int4':
-      return [codes, scales, { suffix: '.offsets', dtype: 'f16', shape: blocks }]
+      return [codes, scales, { ...scales, suffix: '.offsets' }]
     case 'int4sym':
       return [codes, scales]
     case 'int8':
-      return [{ suffix: '.codes', dtype: 'i8', shape: [outFeatures, inFeatures] }, scales]
+      return [{ ...codes, dtype: 'i8', shape: [outFeatures, inFeatures] }, scales]
     case 'nf4': {
       const nested = Math.ceil((outFeatures * inFeatures) / block / NESTED_BLOCK)
       return [
         codes,
-        { suffix: '.absmax', dtype: 'u8', shape: blocks },
-        { suffix: '.nestedAbsmax', dtype: 'f32', shape: [nested] },
-        { suffix: '.nestedOffset', dtype: 'f32', shape: [1] },
+        { suffix: '.absmax', dtype: 'u8', shape: blocks, stripeUnit: 0 },
+        { suffix: '.nestedAbsmax', dtype: 'f32', shape: [nested], stripeUnit: 0 },
+        { suffix: '.nestedOffset', dtype: 'f32', shape: [1], stripeUnit: 0 },
       ]
     }
   }

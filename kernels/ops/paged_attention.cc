@@ -14,21 +14,26 @@ namespace {
 constexpr int64_t kChunkBlocks = 16, kChunkKeys = kChunkBlocks * kCacheBlock, kMaxLines = 24;
 constexpr int kPair = 2;                            // vectors of a panel
 constexpr int64_t kPanel = kPair * kLanes;
+constexpr int64_t kAheadBlocks = 2;                 // reading one from memory takes as long as multiplying two or three
 constexpr int kLineTile = kLanes == 16 ? 8 : 4;     // lines that share a load
 
 struct Tile {
   int64_t firstRow, rows, sequence, lastPosition, firstPosition, firstChunk, chunks;
 };
 
-/// c[line][v * kLanes] (ld apart) = or += lines . panel; line i of a at a + i * aLd, panel rows bLd dwords apart.
+/// c[line][v * kLanes] (ld apart) = or += lines . panel; line i of a at a + i * aLd, panel rows bLd dwords apart. Meanwhile
+/// kPanel dwords a step are asked for from `ahead` on: what is read next lies on another page, where the processor does not
+/// look by itself.
 template <class A, int L, bool accumulate>
-inline void multiplyLines(const uint32_t* a, int64_t aLd, const uint32_t* b, int64_t bLd, int64_t steps, int nv, float* c, int64_t ld) {
+inline void multiplyLines(const uint32_t* a, int64_t aLd, const uint32_t* b, int64_t bLd, int64_t steps, int nv, float* c, int64_t ld, const uint32_t* ahead) {
   Vec sum[L][kPair];
 #pragma GCC unroll 8
   for (int i = 0; i < L; i++)
 #pragma GCC unroll 2
     for (int v = 0; v < kPair; v++) sum[i][v] = accumulate && v < nv ? load(c + i * ld + v * kLanes) : zero();
   for (int64_t s = 0; s < steps; s++) {
+    if (ahead)
+      for (int64_t i = 0; i < kPanel; i += 16) __builtin_prefetch(ahead + s * kPanel + i, 0, 2);
     const auto* row = reinterpret_cast<const float*>(b + s * bLd);
     const Vec first = load(row), second = nv > 1 ? load(row + kLanes) : first;
 #pragma GCC unroll 8
@@ -46,11 +51,15 @@ inline void multiplyLines(const uint32_t* a, int64_t aLd, const uint32_t* b, int
 }
 
 template <class A, bool accumulate>
-inline void multiplyAllLines(const uint32_t* a, int64_t aLd, int64_t lines, const uint32_t* b, int64_t bLd, int64_t steps, int nv, float* c, int64_t ld) {
+inline void multiplyAllLines(const uint32_t* a, int64_t aLd, int64_t lines, const uint32_t* b, int64_t bLd, int64_t steps, int nv, float* c, int64_t ld, const uint32_t* ahead) {
+  const auto tile = [&](auto count, int64_t i) {
+    multiplyLines<A, decltype(count)::value, accumulate>(a + i * aLd, aLd, b, bLd, steps, nv, c + i * ld, ld, i == 0 ? ahead : nullptr);
+    return decltype(count)::value;
+  };
   int64_t i = 0;
-  for (; i + kLineTile <= lines; i += kLineTile) multiplyLines<A, kLineTile, accumulate>(a + i * aLd, aLd, b, bLd, steps, nv, c + i * ld, ld);
-  for (; i + 3 <= lines; i += 3) multiplyLines<A, 3, accumulate>(a + i * aLd, aLd, b, bLd, steps, nv, c + i * ld, ld);
-  for (; i < lines; i++) multiplyLines<A, 1, accumulate>(a + i * aLd, aLd, b, bLd, steps, nv, c + i * ld, ld);
+  while (i + kLineTile <= lines) i += tile(std::integral_constant<int, kLineTile>(), i);
+  while (i + 3 <= lines) i += tile(std::integral_constant<int, 3>(), i);
+  while (i < lines) i += tile(std::integral_constant<int, 1>(), i);
 }
 
 class PagedAttention : public Kernel {
@@ -72,12 +81,12 @@ class PagedAttention : public Kernel {
     if (!sequences || sequences.dtype != DType::i32 || sequences.size() != n || !positions || positions.dtype != DType::i32 || positions.size() != n)
       return "PagedAttention: rowSequence and positions must be int32 [N]";
     const int64_t entryBytes = cacheType_ == CacheType::f32 ? 4 : cacheType_ == CacheType::bf16 ? 2 : 1;
-    if (!keys || keys.dtype != DType::u8 || keys.rank != 3 || keys.dims[1] != kvHeads_ || keys.dims[2] != kCacheBlock * headDim_ * entryBytes ||
+    if (!keys || keys.dtype != DType::u8 || keys.rank != 3 || keys.dims[0] != kvHeads_ || keys.dims[2] != kCacheBlock * headDim_ * entryBytes ||
         !values || values.dtype != DType::u8 || values.size() != keys.size())
-      return "PagedAttention: the cache must be uint8 [blocks, K, bytes of 32 entries of Dh]";
+      return "PagedAttention: the cache must be uint8 [K, blocks, bytes of 32 entries of Dh]";
     PagedCache cache;
     cache.type = cacheType_;
-    cache.kvHeads = kvHeads_;
+    cache.blocks = keys.dims[1];
     cache.headDim = headDim_;
     // The outputs are the inputs' memory; where they are not, their contents move first.
     const auto mutated = [&](int input, int output) {
@@ -91,8 +100,8 @@ class PagedAttention : public Kernel {
     cache.values = mutated(7, 2);
     if (cache.isBytes()) {
       const Tensor keyScales = context.input(8), valueScales = context.input(9);
-      if (!keyScales || !valueScales || keyScales.dtype != DType::f16 || keyScales.size() != keys.dims[0] * kvHeads_ * kCacheBlock || valueScales.size() != keyScales.size())
-        return "PagedAttention: an int8 cache needs half scales [blocks, K, 32]";
+      if (!keyScales || !valueScales || keyScales.dtype != DType::f16 || keyScales.size() != keys.dims[0] * keys.dims[1] * kCacheBlock || valueScales.size() != keyScales.size())
+        return "PagedAttention: an int8 cache needs half scales [K, blocks, 32]";
       cache.keyScales = mutated(8, 3);
       cache.valueScales = mutated(9, 4);
     }
@@ -106,7 +115,7 @@ class PagedAttention : public Kernel {
       if (position[i] < 0 || position[i] / kCacheBlock >= perSequence) return "PagedAttention: a position is outside its block table";
       for (int64_t b = 0; b <= position[i] / kCacheBlock; b++)
         if (b == position[i] / kCacheBlock || i == 0 || row[i] != row[i - 1])
-          if (const int32_t block = table[row[i] * perSequence + b]; block < 0 || block >= keys.dims[0]) return "PagedAttention: a block table names a block that the cache lacks";
+          if (const int32_t block = table[row[i] * perSequence + b]; block < 0 || block >= cache.blocks) return "PagedAttention: a block table names a block that the cache lacks";
     }
     const Rows rows{q, k, v, out, table, row, position, n, perSequence};
     return cacheType_ == CacheType::f32 ? attend<Fp32>(context, rows, cache) : attend<PairDot>(context, rows, cache);
@@ -195,10 +204,21 @@ class PagedAttention : public Kernel {
       auto *queries = reinterpret_cast<uint32_t*>(own + queryAt), *weights = reinterpret_cast<uint32_t*>(own + weightAt);
       auto* buffer = reinterpret_cast<uint32_t*>(own + blockAt);
       float *scores = own + scoreAt, *sums = to, *top = to + lines * dimPadded, *total = top + lines;
+      // What is read kAheadBlocks after block b of the keys or values; 8-bit ones are widened block by block instead.
+      const auto ahead = [&](bool isValues, int64_t b) -> const uint32_t* {
+        if (cache.isBytes()) return nullptr;
+        int64_t next = b + kAheadBlocks;
+        if (next < blocks) return stepsOfBlock(cache, isValues ? cache.values : cache.keys, table[next], head, nullptr);
+        next -= blocks;
+        if (!isValues) return next < blocks ? stepsOfBlock(cache, cache.values, table[next], head, nullptr) : nullptr;
+        const bool isThere = key0 + kChunkKeys + next * kCacheBlock <= t.lastPosition;  // in the next chunk
+        return isThere ? stepsOfBlock(cache, cache.keys, table[kChunkBlocks + next], head, nullptr) : nullptr;
+      };
       for (int64_t b = 0; b < blocks; b++) {
-        const uint32_t* panel = stepsOfBlock(cache, cache.keys, table[b], head, buffer);
+        const uint32_t *panel = stepsOfBlock(cache, cache.keys, table[b], head, buffer), *later = ahead(false, b);
         for (int64_t c = 0; c < kCacheBlock; c += kPanel)
-          multiplyAllLines<A, false>(queries, dimSteps, count, panel + c, kCacheBlock, dimSteps, kPair, scores + b * kCacheBlock + c, kChunkKeys);
+          multiplyAllLines<A, false>(queries, dimSteps, count, panel + c, kCacheBlock, dimSteps, kPair, scores + b * kCacheBlock + c, kChunkKeys,
+                                     later ? later + c * dimSteps : nullptr);
       }
       const float factor = scale_ * kLog2E;
       for (int64_t l = 0; l < count; l++) {
@@ -209,11 +229,12 @@ class PagedAttention : public Kernel {
       }
       memset(sums, 0, static_cast<size_t>(count * dimPadded) * 4);
       for (int64_t b = 0; b < blocks; b++) {
-        const uint32_t* panel = stepsOfBlock(cache, cache.values, table[b], head, buffer);
+        const uint32_t *panel = stepsOfBlock(cache, cache.values, table[b], head, buffer), *later = ahead(true, b);
         const int64_t steps = (std::min(kCacheBlock, keys - b * kCacheBlock) + P - 1) / P;
         for (int64_t c = 0; c < dim; c += kPanel) {
           if (dim - c >= kPanel) {
-            multiplyAllLines<A, true>(weights + b * kCacheBlock / P, kChunkKeys / P, count, panel + c, dim, steps, kPair, sums + c, dimPadded);
+            multiplyAllLines<A, true>(weights + b * kCacheBlock / P, kChunkKeys / P, count, panel + c, dim, steps, kPair, sums + c, dimPadded,
+                                      later ? later + c * kCacheBlock / P : nullptr);
             continue;
           }
           // A narrow rest: whole vectors of it that do not pass the block's end, through a copy.
@@ -221,7 +242,7 @@ class PagedAttention : public Kernel {
           alignas(64) uint32_t rest[kCacheBlock * kPanel];
           for (int64_t s = 0; s < steps; s++)
             for (int64_t j = 0; j < kPanel; j++) rest[s * kPanel + j] = j < left ? panel[s * dim + c + j] : 0;
-          multiplyAllLines<A, true>(weights + b * kCacheBlock / P, kChunkKeys / P, count, rest, kPanel, steps, kPair, sums + c, dimPadded);
+          multiplyAllLines<A, true>(weights + b * kCacheBlock / P, kChunkKeys / P, count, rest, kPanel, steps, kPair, sums + c, dimPadded, nullptr);
         }
       }
     };
@@ -267,7 +288,7 @@ class PagedAttention : public Kernel {
       return nullptr;
     }
     float* partial = scratch + partialAt;
-    forDynamic(context, tileCount * kvHeads_ * mostChunks, [&](int64_t worker, int64_t task) {
+    forRuns(context, tileCount * kvHeads_ * mostChunks, [&](int64_t worker, int64_t task) {
       const Tile& t = tiles[task / mostChunks % tileCount];
       const int64_t head = task / mostChunks / tileCount, c = task % mostChunks;
       if (c >= t.chunks) return;

@@ -1,5 +1,6 @@
-// The paged cache as the kernels lay it out: blocks of 32 tokens, per block and kv head the keys as operand "panel" of
-// q K^T and the values as that of p V, in 32-bit steps of one float or two 16-bit numbers (gemm.h):
+// The paged cache as the kernels lay it out: per kv head blocks of 32 tokens, so that a head's neighbouring blocks are one
+// run of bytes; in each the keys as operand "panel" of q K^T and the values as that of p V, in 32-bit steps of one float or
+// two 16-bit numbers (gemm.h):
 //   keys   [Dh steps][32 tokens]     values [32 tokens in steps][Dh]
 // int8 keeps the order of the 16-bit pairs, one byte an element, with a half scale per token and kv head.
 #pragma once
@@ -30,10 +31,10 @@ enum class CacheType : int64_t { f32 = 0, bf16 = 1, int8 = 2 };
 struct PagedCache {
   CacheType type = CacheType::bf16;
   Tensor keys, values, keyScales, valueScales;
-  int64_t kvHeads = 0, headDim = 0;
+  int64_t blocks = 0, headDim = 0;
   bool isBytes() const { return type == CacheType::int8; }
-  int64_t entriesOf(int64_t block, int64_t head) const { return (block * kvHeads + head) * kCacheBlock * headDim; }
-  int64_t scalesOf(int64_t block, int64_t head) const { return (block * kvHeads + head) * kCacheBlock; }
+  int64_t entriesOf(int64_t block, int64_t head) const { return (head * blocks + block) * kCacheBlock * headDim; }
+  int64_t scalesOf(int64_t block, int64_t head) const { return (head * blocks + block) * kCacheBlock; }
 };
 
 /// Where element d of token t lies among the keys of a block, and among its values; P elements a step.

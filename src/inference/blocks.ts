@@ -38,9 +38,14 @@ export const blocksFor = (tokens: number): number => Math.ceil(tokens / blockTok
 /** Blocks that can be allocated now; idle ones are given up for it. */
 export const availableBlocks = (pool: BlockPool): number => pool.free.length + pool.idle.size
 
-/** A block that nobody else holds, with one reference; null: there is none. */
-export function allocateBlock(pool: BlockPool): number | null {
-  let block = pool.free.pop()
+/**
+ * A block that nobody else holds, with one reference; null: there is none.
+ * @param after the block before it in its sequence: where its neighbour is free that one is taken, since neighbours are
+ *   read as one stream
+ */
+export function allocateBlock(pool: BlockPool, after?: number): number | null {
+  const neighbour = after === undefined ? -1 : pool.free.lastIndexOf(after + 1)
+  let block = neighbour < 0 ? pool.free.pop() : pool.free.splice(neighbour, 1)[0]
   if (block === undefined) {
     const oldest = pool.idle.values().next()
     if (oldest.done) return null

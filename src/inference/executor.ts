@@ -42,6 +42,13 @@ export interface Drawn {
   readonly milliseconds: number
 }
 
+/** One tensor of one layer's cache: `runs` times all blocks. */
+interface CacheBuffer {
+  readonly buffer: DeviceBuffer
+  readonly runs: number
+  readonly blockBytes: number
+}
+
 /** Bytes of one block over all layers. */
 export function blockBytes({ config, runtime }: LoadedBase, type: CacheType): number {
   return cacheTensors(runtime.info, type, 1, config.numKeyValueHeads, config.headDim).reduce(
@@ -62,7 +69,7 @@ function pagedOf(options: ExecutorOptions, role: Role, config: ModelConfig): Gra
 export class Executor {
   private readonly options: ExecutorOptions
   private readonly leaf: (name: string) => LeafMemory | null
-  private readonly cache: readonly DeviceBuffer[]
+  private readonly cache: readonly CacheBuffer[]
   private readonly blocks: number
   private readonly maskWords: number
   private readonly blocksPerSequence: number
@@ -77,7 +84,7 @@ export class Executor {
   private constructor(
     options: ExecutorOptions,
     memory: {
-      cache: readonly DeviceBuffer[]
+      cache: readonly CacheBuffer[]
       leaf: (name: string) => LeafMemory | null
       workspace: DeviceBuffer
       programs: Record<Role, BoundProgram>
@@ -108,11 +115,12 @@ export class Executor {
       decode: compiled('decode', options.decodeRows, options.decodeRows),
     }
     const leaves = new Map<string, LeafMemory>()
-    const cache: DeviceBuffer[] = []
+    const cache: CacheBuffer[] = []
     for (let layer = 0; layer < config.numHiddenLayers; layer++)
       for (const tensor of cacheTensors(runtime.info, cacheType, blocks, config.numKeyValueHeads, config.headDim)) {
         const buffer = runtime.allocate(bytesOf[tensor.dtype] * tensor.shape.reduce((a, b) => a * b, 1))
-        cache.push(buffer)
+        const runs = tensor.shape.slice(0, tensor.blockAxis).reduce((a, b) => a * b, 1)
+        cache.push({ buffer, runs, blockBytes: buffer.byteLength / runs / blocks })
         leaves.set(cacheLeafName(layer, tensor.name), { buffer, byteOffset: 0 })
       }
     // The two never run at once.
@@ -133,32 +141,37 @@ export class Executor {
         if (bytes) this.spare.push(bytes)
         this.host.delete(move.slot)
       } else if (move.kind === 'copy') {
-        for (const buffer of this.cache) this.part(buffer, move.block).set(this.part(buffer, move.from))
+        const from = [...this.partsOf(move.from)]
+        let i = 0
+        for (const part of this.partsOf(move.block)) part.set(from[i++]!)
       } else if (move.kind === 'out') {
         const bytes = this.spare.pop() ?? new Uint8Array(this.blockBytes)
         this.host.set(move.slot, bytes)
-        this.overParts(move.block, (part, at) => bytes.set(part, at))
+        let at = 0
+        for (const part of this.partsOf(move.block)) {
+          bytes.set(part, at)
+          at += part.length
+        }
       } else {
         const bytes = this.host.get(move.slot)!
-        this.overParts(move.block, (part, at) => part.set(bytes.subarray(at, at + part.length)))
+        let at = 0
+        for (const part of this.partsOf(move.block)) {
+          part.set(bytes.subarray(at, at + part.length))
+          at += part.length
+        }
       }
     }
     // What a burst of preemptions took goes back to the system.
     if (this.host.size === 0) this.spare.length = 0
   }
 
-  private part(buffer: DeviceBuffer, block: number): Uint8Array {
-    const size = buffer.byteLength / this.blocks
-    return buffer.bytes.subarray(block * size, (block + 1) * size)
-  }
-
-  private overParts(block: number, visit: (part: Uint8Array, at: number) => void): void {
-    let at = 0
-    for (const buffer of this.cache) {
-      const part = this.part(buffer, block)
-      visit(part, at)
-      at += part.length
-    }
+  /** Where a block's bytes are. */
+  private *partsOf(block: number): Generator<Uint8Array> {
+    for (const { buffer, runs, blockBytes } of this.cache)
+      for (let run = 0; run < runs; run++) {
+        const at = (run * this.blocks + block) * blockBytes
+        yield buffer.bytes.subarray(at, at + blockBytes)
+      }
   }
 
   /** Writes the rows' keys and values and draws. What it gives is valid until the next run of the role. */
@@ -207,7 +220,7 @@ export class Executor {
     this.programs.prefill.close()
     this.programs.decode.close()
     this.workspace.free()
-    for (const buffer of this.cache) buffer.free()
+    for (const { buffer } of this.cache) buffer.free()
     this.host.clear()
   }
 }

@@ -221,7 +221,7 @@ function reserveRows(s: Scheduler, sequence: Sequence, rows: number, moves: Bloc
   for (let index = Math.floor(sequence.computed / blockTokens); index <= last; index++) {
     const shared = sequence.blocks[index]
     if (shared !== undefined && isWritable(s.pool, shared)) continue
-    const block = allocateBlock(s.pool)
+    const block = allocateBlock(s.pool, sequence.blocks[index - 1])
     if (block === null) return false
     sequence.blocks[index] = block
     if (shared === undefined) continue
@@ -267,7 +267,7 @@ function resumeSwapped(s: Scheduler, moves: BlockMove[]): void {
     const blocks: number[] = []
     for (let i = 0; i < total; i++) {
       const known = found[i] ?? null
-      const block = known ?? allocateBlock(s.pool)!
+      const block = known ?? allocateBlock(s.pool, blocks.at(-1))!
       blocks.push(block)
       const slot = sequence.hostSlots[i]
       if (slot === undefined) continue
@@ -320,12 +320,12 @@ function admitWaiting(s: Scheduler, moves: BlockMove[]): void {
 function admit(s: Scheduler, sequence: Sequence, found: readonly number[], moves: BlockMove[]): void {
   for (const block of found) retainBlock(s.pool, block)
   const blocks = [...found]
-  while (blocks.length < blocksFor(sequence.promptLength)) blocks.push(allocateBlock(s.pool)!)
+  while (blocks.length < blocksFor(sequence.promptLength)) blocks.push(allocateBlock(s.pool, blocks.at(-1))!)
   sequence.computed = found.length * blockTokens
   if (sequence.computed === sequence.promptLength) {
     // The last token is computed again for what it predicts, in a copy: nobody writes a block that others find.
     const shared = blocks.pop()!
-    const block = allocateBlock(s.pool)!
+    const block = allocateBlock(s.pool, blocks.at(-1))!
     moves.push({ kind: 'copy', block, from: shared })
     releaseBlock(s.pool, shared)
     blocks.push(block)

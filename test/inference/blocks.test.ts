@@ -36,6 +36,17 @@ it('gives null when every block is held', () => {
   expect(allocateBlock(pool)).toBeNull()
 })
 
+it('takes the neighbour of the block before where it is free', () => {
+  const pool = createBlockPool(6)
+  const blocks = range(6).map(() => allocateBlock(pool)!)
+  expect(blocks).toEqual(range(6))
+  for (const block of [4, 1, 2, 5]) releaseBlock(pool, block)
+  expect(allocateBlock(pool, 0)).toBe(1)
+  expect(allocateBlock(pool, 1)).toBe(2)
+  expect([allocateBlock(pool, 2), allocateBlock(pool, 5)].sort()).toEqual([4, 5])
+  expect(allocateBlock(pool, 4)).toBeNull()
+})
+
 it('keeps released blocks findable and gives up the least recently used first, tails before heads', () => {
   const pool = createBlockPool(4)
   const first = [allocateBlock(pool)!, allocateBlock(pool)!]

@@ -21,6 +21,14 @@ export const cacheTypes = {
 } as const
 export type CacheType = keyof typeof cacheTypes
 
+export interface CacheTensor {
+  readonly name: string
+  readonly dtype: DType
+  readonly shape: readonly number[]
+  /** The axis that counts blocks. */
+  readonly blockAxis: number
+}
+
 /**
  * What one layer's cache of `blocks` blocks is made of, in the order of the op's inputs: to the kernel bytes whose layout
  * is its own, to the lowering real numbers (then `type` does not count).
@@ -31,21 +39,18 @@ export function cacheTensors(
   blocks: number,
   kvHeads: number,
   headDim: number,
-) {
+): CacheTensor[] {
   const entries = CACHE_BLOCK * headDim
-  const dtype: DType = target.kernels ? 'u8' : (target.floatType ?? 'f32')
-  const shape = [blocks, kvHeads, target.kernels ? entries * cacheTypes[type].bytes : entries] as const
-  const scales = { dtype: 'f16' as DType, shape: [blocks, kvHeads, CACHE_BLOCK] as const }
-  return [
-    { name: 'keys', dtype, shape },
-    { name: 'values', dtype, shape },
-    ...(type === 'int8' && target.kernels
-      ? [
-          { name: 'keyScales', ...scales },
-          { name: 'valueScales', ...scales },
-        ]
-      : []),
-  ]
+  if (!target.kernels) {
+    const dtype: DType = target.floatType ?? 'f32'
+    return ['keys', 'values'].map((name) => ({ name, dtype, shape: [blocks, kvHeads, entries], blockAxis: 0 }))
+  }
+  const names = type === 'int8' ? ['keys', 'values', 'keyScales', 'valueScales'] : ['keys', 'values']
+  return names.map((name) => {
+    const isScale = name.endsWith('Scales')
+    const shape = [kvHeads, blocks, isScale ? CACHE_BLOCK : entries * cacheTypes[type].bytes]
+    return { name, dtype: isScale ? 'f16' : 'u8', shape, blockAxis: 1 }
+  })
 }
 
 type PagedAttributes = {

@@ -323,8 +323,8 @@ Napi::Value closeProgram(const Napi::CallbackInfo& info) {
       [handle](Napi::Env env) { return env.Undefined(); });
 }
 
-/// Pool threads that still spin after a run would depress what is measured.
-void awaitIdlePool() { std::this_thread::sleep_for(std::chrono::milliseconds(60)); }
+/// Helpers that still spin after a run would depress what is measured.
+void awaitIdleTeam() { std::this_thread::sleep_for(std::chrono::milliseconds(10)); }
 
 Napi::Value probeCeiling(const Napi::CallbackInfo& info) {
   const double milliseconds = info[0].As<Napi::Number>();
@@ -332,7 +332,7 @@ Napi::Value probeCeiling(const Napi::CallbackInfo& info) {
   return submit(
       info.Env(), info.Env().GetInstanceData<Instance>()->probes,
       [=] {
-        awaitIdlePool();
+        awaitIdleTeam();
         *rate = measureCeiling(ceilingKind(), OnnxRuntime::get().threads, milliseconds);
       },
       [rate](Napi::Env env) {
@@ -348,7 +348,7 @@ Napi::Value probeReadBandwidth(const Napi::CallbackInfo& info) {
   return submit(
       info.Env(), info.Env().GetInstanceData<Instance>()->probes,
       [=] {
-        awaitIdlePool();
+        awaitIdleTeam();
         *rate = measureReadBandwidth(OnnxRuntime::get().threads, size_t{512} << 20);
       },
       [rate](Napi::Env env) { return Napi::Number::New(env, *rate); });

@@ -72,9 +72,8 @@ OnnxRuntime& OnnxRuntime::open(const std::string& path, int threads) {
   check(api->CreateThreadingOptions(&threading));
   check(api->SetGlobalIntraOpNumThreads(threading, threads));
   check(api->SetGlobalInterOpNumThreads(threading, 1));
-  // Spinning saves about 5 us a parallel region. Threads go on for some 40 ms after a run: session.force_spinning_stop
-  // reaches only the pools of single sessions (measured with 1.30).
-  check(api->SetGlobalSpinControl(threading, 1));
+  // Only standard operators use this pool; where its threads spun they would take the processors of the team's.
+  check(api->SetGlobalSpinControl(threading, 0));
   // Failures come back as messages; the log would only repeat them on stderr.
   OrtEnv* env = nullptr;
   OrtStatus* created = api->CreateEnvWithGlobalThreadPools(ORT_LOGGING_LEVEL_FATAL, "espalier", threading, &env);
@@ -91,6 +90,7 @@ OnnxRuntime& OnnxRuntime::open(const std::string& path, int threads) {
   allocator->Info = arenaInfo;
   check(api->RegisterAllocator(env, allocator));
   runtime->threads = threads;
+  runtime->team = new Team(threads);
   runtime->env = env;
   return *runtime;
 }
@@ -168,10 +168,7 @@ class OrtContext : public Context {
   }
   int threads() override { return runtime->threads; }
   void parallel(int64_t tasks, void (*body)(void*, size_t), void* user) override {
-    if (tasks <= 0) return;
-    if (tasks == 1) return body(user, 0);
-    // No batches: blocks of one task are handed out as threads become free.
-    fail(runtime->api->KernelContext_ParallelFor(context_, body, static_cast<size_t>(tasks), 0, user));
+    runtime->team->run(tasks, body, user);
   }
 
  private:

@@ -11,6 +11,7 @@
 
 #include "kernel.h"
 #include "memory.h"
+#include "team.h"
 
 namespace espalier {
 
@@ -20,6 +21,7 @@ struct OnnxRuntime {
   OrtEnv* env = nullptr;
   OrtMemoryInfo* cpuMemory = nullptr;
   Arena arena;
+  Team* team = nullptr;  // never deleted: its threads outlive static destructors
   int threads = 0;
   std::string version;
 

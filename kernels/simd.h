@@ -157,15 +157,6 @@ template <typename T> ESPALIER_INLINE void storeUpTo(T* p, int64_t n, Vec v) {
   else storePart(p, static_cast<int>(n), v);
 }
 
-/// A breath in a loop that waits for another thread.
-inline void pauseThread() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 // ---- arithmetic ----------------------------------------------------------------------------------------------------
 /// a * b + c, one rounding where the instruction set has it.
 ESPALIER_INLINE Vec fma(Vec a, Vec b, Vec c) {

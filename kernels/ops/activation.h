@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "../kernel.h"
+#include "../pause.h"
 #include "../simd.h"
 
 namespace espalier {

@@ -1,4 +1,4 @@
-// A Context over plain memory and std::thread, so that a kernel can be tested and timed without ONNX Runtime.
+// A Context over plain memory and a team of its own, so that a kernel can be tested and timed without ONNX Runtime.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -12,58 +12,13 @@
 #include <vector>
 
 #include "../kernel.h"
+#include "../team.h"
 
 namespace espalier {
 
-/// Threads that spin shortly, then sleep; tasks are dealt in equal runs as ONNX Runtime's ParallelFor does.
-class MockPool {
- public:
-  explicit MockPool(int threads) : threads_(threads) {
-    for (int t = 1; t < threads; t++) workers_.emplace_back([this, t] { loop(t); });
-  }
-  ~MockPool() {
-    stop_ = true;
-    generation_.fetch_add(1);
-    for (auto& worker : workers_) worker.join();
-  }
-  int threads() const { return threads_; }
-  void run(int64_t tasks, void (*body)(void*, size_t), void* user) {
-    tasks_ = tasks, body_ = body, user_ = user;
-    pending_.store(threads_ - 1);
-    generation_.fetch_add(1);
-    part(0);
-    while (pending_.load() > 0) __builtin_ia32_pause();
-  }
-
- private:
-  void part(int t) {
-    for (int64_t i = tasks_ * t / threads_; i < tasks_ * (t + 1) / threads_; i++) body_(user_, static_cast<size_t>(i));
-  }
-  void loop(int t) {
-    for (long seen = 0;;) {
-      int spins = 0;
-      while (generation_.load() == seen)
-        if (++spins > 20000) std::this_thread::sleep_for(std::chrono::microseconds(50));
-        else __builtin_ia32_pause();
-      seen++;
-      if (stop_) return;
-      part(t);
-      pending_.fetch_sub(1);
-    }
-  }
-  int threads_;
-  std::vector<std::thread> workers_;
-  std::atomic<long> generation_{0};
-  std::atomic<int> pending_{0};
-  std::atomic<bool> stop_{false};
-  int64_t tasks_ = 0;
-  void (*body_)(void*, size_t) = nullptr;
-  void* user_ = nullptr;
-};
-
 class MockContext : public Context {
  public:
-  explicit MockContext(MockPool& pool) : pool_(pool) {}
+  explicit MockContext(Team& team) : team_(team) {}
   ~MockContext() override { std::free(scratch_); }
   std::vector<Tensor> inputs, outputs;  // outputs: bound memory; null data = not asked for
   size_t scratchBytes = 0;
@@ -85,12 +40,12 @@ class MockContext : public Context {
     memset(scratch_, 0xff, poison ? bytes : 0);  // NaNs: what is read before it is written shows
     return scratch_;
   }
-  int threads() override { return pool_.threads(); }
-  void parallel(int64_t tasks, void (*body)(void*, size_t), void* user) override { pool_.run(tasks, body, user); }
+  int threads() override { return team_.threads(); }
+  void parallel(int64_t tasks, void (*body)(void*, size_t), void* user) override { team_.run(tasks, body, user); }
   bool poison = false;
 
  private:
-  MockPool& pool_;
+  Team& team_;
   void* scratch_ = nullptr;
 };
 

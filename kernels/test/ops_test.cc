@@ -106,8 +106,8 @@ void runOp(const std::string& what, const char* op, const MockAttributes& attrib
   const auto kernel = makeKernel(op, attributes, activation);
   std::vector<std::vector<char>> first;
   for (int threads = 1; threads <= 3; threads++) {
-    MockPool pool(threads);
-    MockContext context(pool);
+    Team team(threads);
+    MockContext context(team);
     context.poison = true;
     context.inputs = inputs;
     for (Data* d : outputs) {
@@ -280,8 +280,8 @@ void testAdamW(int64_t n, double maxNorm, double weightDecay) {
     for (int64_t i = 0; i < n; i++) worst = std::max(worst, std::fabs(get(vOut.tensor, i) - wantV[static_cast<size_t>(i)]) / (wantV[static_cast<size_t>(i)] + 1e-12));
     expectTrue("AdamW v within 1e-6 relative", worst < 1e-6);
     // The same in place.
-    MockPool pool(2);
-    MockContext context(pool);
+    Team team(2);
+    MockContext context(team);
     context.inputs = {p.tensor, g.tensor, m.tensor, v.tensor, hyper.tensor, groups.tensor, perGroup.tensor};
     context.outputs = {p.tensor, m.tensor, v.tensor, norm.tensor};
     makeKernel("AdamW", MockAttributes{}, DType::f32)->run(context);
@@ -409,8 +409,8 @@ WeightData makeWeights(int format, int64_t rows, int64_t columns, bool needDense
     }
   }
   if (!needDense) return d;
-  MockPool pool(1);
-  MockContext context(pool);
+  Team team(1);
+  MockContext context(team);
   for (Data& w : d.w) context.inputs.push_back(w.tensor);
   Weights weights;
   expectTrue("weights", !readWeights(context, 0, format, 32, weights));
@@ -505,12 +505,37 @@ void testHead(DType t, bool strict, int format, int64_t n, int64_t m, int64_t co
   expectClose(what + " fused dH", dH.tensor, wantFused, gradTolerance);
 }
 
+// ---- the team ------------------------------------------------------------------------------------------------------
+/// Every task once, whoever takes it: short loops in a row, two callers at once, loops in loops, after sleeping.
+void testTeam(int threads) {
+  Team team(threads);
+  MockContext context(team);
+  const auto once = [&](int64_t tasks) {
+    std::vector<std::atomic<int>> counts(static_cast<size_t>(tasks));
+    context.parallelFor(tasks, [&](int64_t task) { counts[static_cast<size_t>(task)]++; });
+    return std::all_of(counts.begin(), counts.end(), [](const auto& count) { return count == 1; });
+  };
+  bool ok = true;
+  for (int64_t loop = 0; loop < 3000; loop++) ok = once(loop % 7) && ok;
+  std::atomic<int> failed{0};
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 2; c++)
+    callers.emplace_back([&] {
+      for (int64_t loop = 0; loop < 500; loop++) failed += !once(loop % 5 + 2);
+    });
+  for (auto& caller : callers) caller.join();
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  std::atomic<int> inner{0};
+  context.parallelFor(4, [&](int64_t) { context.parallelFor(3, [&](int64_t) { inner++; }); });
+  expectTrue("team of " + std::to_string(threads), ok && failed == 0 && inner == 12);
+}
+
 // ---- speed ---------------------------------------------------------------------------------------------------------
 /// Median seconds of `rounds` runs.
-double timeOp(const char* op, const MockAttributes& attributes, std::vector<Tensor> inputs, std::vector<Data*> outputs, DType activation, MockPool& pool,
+double timeOp(const char* op, const MockAttributes& attributes, std::vector<Tensor> inputs, std::vector<Data*> outputs, DType activation, Team& team,
               int rounds = 7) {
   const auto kernel = makeKernel(op, attributes, activation);
-  MockContext context(pool);
+  MockContext context(team);
   context.inputs = inputs;
   for (Data* d : outputs) context.outputs.push_back(d->tensor);
   std::vector<double> seconds;
@@ -524,7 +549,7 @@ double timeOp(const char* op, const MockAttributes& attributes, std::vector<Tens
 }
 
 void bench(int threads) {
-  MockPool pool(threads);
+  Team team(threads);
 #if defined(ESPALIER_ISA_AVX512BF16)
   const bool isBf16 = true;
 #else
@@ -547,8 +572,8 @@ void bench(int threads) {
       for (double n : c.lengths) pairs += n * (n + 1) / 2;
       const double product = 2 * pairs * static_cast<double>(c.heads * c.dh);  // one of the 2 (forward) or 5 (gradient)
       const std::string what = label("Attention", t, {static_cast<int64_t>(c.lengths.size()), d.rows, c.heads, c.kvHeads, c.dh});
-      report(what, timeOp("Attention", d.attributes, {d.q.tensor, d.k.tensor, d.v.tensor, d.cu.tensor}, {&out, &lse}, t, pool), 2 * product, strict);
-      report(what + " grad", timeOp("AttentionGrad", d.attributes, {d.q.tensor, d.k.tensor, d.v.tensor, out.tensor, lse.tensor, d.dOut.tensor, d.cu.tensor}, {&dQ, &dK, &dV}, t, pool),
+      report(what, timeOp("Attention", d.attributes, {d.q.tensor, d.k.tensor, d.v.tensor, d.cu.tensor}, {&out, &lse}, t, team), 2 * product, strict);
+      report(what + " grad", timeOp("AttentionGrad", d.attributes, {d.q.tensor, d.k.tensor, d.v.tensor, out.tensor, lse.tensor, d.dOut.tensor, d.cu.tensor}, {&dQ, &dK, &dV}, t, team),
              5 * product, strict);
     }
   for (const bool strict : {false, true}) {
@@ -565,34 +590,35 @@ void bench(int threads) {
     const double product = 2.0 * static_cast<double>(n * columns) * static_cast<double>(vocabulary);
     const Tensor w0 = w.w[0].tensor, w1 = w.w[1].tensor;
     const std::string what = std::string("LinearLogProb 1024 x 576 x 49152 int8 ") + nameOf(t);
-    report(what, timeOp("LinearLogProb", a, {h.tensor, w0, w1, {}, {}, labelData.tensor, rowData.tensor}, {&logps, &entropy, &lse}, t, pool, 3), product, strict);
-    report(what + " grad", timeOp("LinearLogProbGrad", a, {h.tensor, w0, w1, {}, {}, labelData.tensor, rowData.tensor, lse.tensor, entropy.tensor, dLogps.tensor}, {&dH}, t, pool, 3),
+    report(what, timeOp("LinearLogProb", a, {h.tensor, w0, w1, {}, {}, labelData.tensor, rowData.tensor}, {&logps, &entropy, &lse}, t, team, 3), product, strict);
+    report(what + " grad", timeOp("LinearLogProbGrad", a, {h.tensor, w0, w1, {}, {}, labelData.tensor, rowData.tensor, lse.tensor, entropy.tensor, dLogps.tensor}, {&dH}, t, team, 3),
            2 * product, strict);
-    report(what + " fused", timeOp("LinearLogProbFused", a, {h.tensor, w0, w1, {}, {}, labelData.tensor, rowData.tensor, dLogps.tensor}, {&logps, &entropy, &lse, &dH}, t, pool, 3),
+    report(what + " fused", timeOp("LinearLogProbFused", a, {h.tensor, w0, w1, {}, {}, labelData.tensor, rowData.tensor, dLogps.tensor}, {&logps, &entropy, &lse, &dH}, t, team, 3),
            2 * product, strict);
   }
   const DType t = DType::bf16;
   const auto bandwidth = [&](const char* what, double seconds, double bytes) { std::printf("%-58s %8.3f ms %7.1f GB/s\n", what, seconds * 1e3, bytes / seconds * 1e-9); };
   Data x = randomTensor(t, {1024, 1536}), up = randomTensor(t, {1024, 1536}), y = make(t, {1024, 1536}), z = make(t, {1024, 1536});
-  bandwidth("SwiGlu bf16 1024 x 1536", timeOp("SwiGlu", {}, {x.tensor, up.tensor}, {&y}, t, pool), 1024 * 1536 * 6);
-  bandwidth("SwiGluGrad", timeOp("SwiGluGrad", {}, {x.tensor, up.tensor, up.tensor}, {&y, &z}, t, pool), 1024 * 1536 * 10);
+  bandwidth("SwiGlu bf16 1024 x 1536", timeOp("SwiGlu", {}, {x.tensor, up.tensor}, {&y}, t, team), 1024 * 1536 * 6);
+  bandwidth("SwiGluGrad", timeOp("SwiGluGrad", {}, {x.tensor, up.tensor, up.tensor}, {&y, &z}, t, team), 1024 * 1536 * 10);
   Data f = randomTensor(DType::f32, {1024, 576}), w = randomTensor(DType::f32, {576}), o = make(t, {1024, 576}), dX = make(DType::f32, {1024, 576}), dY = randomTensor(t, {1024, 576});
-  bandwidth("RmsNorm f32 -> bf16 1024 x 576", timeOp("RmsNorm", {}, {f.tensor, w.tensor}, {&o}, t, pool), 1024 * 576 * 6);
-  bandwidth("RmsNormGrad", timeOp("RmsNormGrad", {}, {f.tensor, w.tensor, dY.tensor, f.tensor}, {&dX}, DType::f32, pool), 1024 * 576 * 14);
+  bandwidth("RmsNorm f32 -> bf16 1024 x 576", timeOp("RmsNorm", {}, {f.tensor, w.tensor}, {&o}, t, team), 1024 * 576 * 6);
+  bandwidth("RmsNormGrad", timeOp("RmsNormGrad", {}, {f.tensor, w.tensor, dY.tensor, f.tensor}, {&dX}, DType::f32, team), 1024 * 576 * 14);
   MockAttributes a;
   a.values = {{"head_dim", 64}};
   Data c = randomTensor(DType::f32, {1024, 32}), q = randomTensor(t, {1024, 576}), r = make(t, {1024, 576});
-  bandwidth("Rotary bf16 1024 x 9 x 64", timeOp("Rotary", a, {q.tensor, c.tensor, c.tensor}, {&r}, t, pool), 1024 * 576 * 4);
+  bandwidth("Rotary bf16 1024 x 9 x 64", timeOp("Rotary", a, {q.tensor, c.tensor, c.tensor}, {&r}, t, team), 1024 * 576 * 4);
   a.values = {{"p", 0.05}};
   Data keys = longs(std::vector<int64_t>(1024, 5), {1024}), seed = longs({1}, {1});
-  bandwidth("Dropout bf16 1024 x 576", timeOp("Dropout", a, {q.tensor, keys.tensor, seed.tensor}, {&r}, t, pool), 1024 * 576 * 4);
+  bandwidth("Dropout bf16 1024 x 576", timeOp("Dropout", a, {q.tensor, keys.tensor, seed.tensor}, {&r}, t, team), 1024 * 576 * 4);
   const int64_t p = 4 << 20;
   Data params = randomTensor(DType::f32, {p}), g = randomTensor(DType::f32, {p}), m = randomTensor(DType::f32, {p}), v = randomTensor(DType::f32, {p}, 0, 1), norm = make(DType::f32, {1});
   Data hyper = floats({1e-5f, 0.9f, 0.999f, 1e-8f, 0.1f, 0.001f, 1, 0}), groups = longs({0, p}, {1, 2}), perGroup = floats({1, 0});
-  bandwidth("AdamW 4M", timeOp("AdamW", {}, {params.tensor, g.tensor, m.tensor, v.tensor, hyper.tensor, groups.tensor, perGroup.tensor}, {&params, &m, &v, &norm}, DType::f32, pool), static_cast<double>(p) * 32);
+  bandwidth("AdamW 4M", timeOp("AdamW", {}, {params.tensor, g.tensor, m.tensor, v.tensor, hyper.tensor, groups.tensor, perGroup.tensor}, {&params, &m, &v, &norm}, DType::f32, team), static_cast<double>(p) * 32);
 }
 
 void check() {
+  for (int threads : {1, 2, 5}) testTeam(threads);
   for (DType t : kTypes) {
     for (auto [rows, width, heads] : {std::array<int64_t, 3>{1, 1, 1}, {7, 97, 1}, {33, 576, 1}, {5, 64, 9}, {3, 80, 2}}) testRmsNorm(t, rows, width, heads);
     for (int64_t dh : {2, 16, 32, 64, 80, 128}) testRotary(t, 19, 3, dh, false), testRotary(t, 19, 3, dh, true);

@@ -230,8 +230,8 @@ void checkForward(Case& w, int64_t rows, int64_t rank, DType type, DType outType
   auto kernel = makeKernel("QuantLinear", attributes, outType);
   std::vector<char> first;
   for (int threads : {2, 1, 5}) {
-    MockPool pool(threads);
-    MockContext context(pool);
+    Team team(threads);
+    MockContext context(team);
     context.poison = true;
     const Tensor none;
     context.inputs = std::vector<Tensor>{x.tensor, w.w[0].tensor, w.w[1].tensor, w.w[2].tensor, w.w[3].tensor, extra & kBias ? bias.tensor : none,
@@ -249,8 +249,8 @@ void checkForward(Case& w, int64_t rows, int64_t rank, DType type, DType outType
 
   // A row's bits do not depend on the other rows.
   if (rows > 3) {
-    MockPool pool(1);
-    MockContext context(pool);
+    Team team(1);
+    MockContext context(team);
     Data xr = make(type, {1, w.columns}), xar = make(type, {1, w.columns}), yr = make(outType, {1, w.out});
     const int64_t row = rows - 2;
     memcpy(xr.tensor.data, x.as<char>() + row * w.columns * static_cast<int64_t>(sizeOf(type)), static_cast<size_t>(w.columns) * sizeOf(type));
@@ -301,8 +301,8 @@ void checkBackward(Case& w, int64_t rows, int64_t rank, DType type, DType outTyp
   auto kernel = makeKernel("QuantLinearGrad", attributes, outType);
   std::vector<char> first;
   for (int threads : {2, 1, 5}) {
-    MockPool pool(threads);
-    MockContext context(pool);
+    Team team(threads);
+    MockContext context(team);
     context.poison = true;
     const Tensor none;
     const bool inPlace = threads != 1;
@@ -354,8 +354,8 @@ void checkRowNorms(Case& w, int64_t rank) {
   }
   MockAttributes attributes;
   attributes.values = {{"format", w.format}, {"block", w.block}};
-  MockPool pool(2);
-  MockContext context(pool);
+  Team team(2);
+  MockContext context(team);
   context.inputs = std::vector<Tensor>{w.w[0].tensor, w.w[1].tensor, w.w[2].tensor, w.w[3].tensor, adapter.arena.tensor, adapter.table.tensor};
   context.outputs = std::vector<Tensor>{norms.tensor};
   const char* problem = makeKernel("QuantLinearRowNorms", attributes, DType::f32)->run(context);
@@ -367,8 +367,8 @@ void checkRowNorms(Case& w, int64_t rank) {
 /// Decoding is exact: one float rounding of the definition's value (NF4: of its product).
 void checkDecoding(Case& w) {
   Weights weights;
-  MockPool pool(1);
-  MockContext context(pool);
+  Team team(1);
+  MockContext context(team);
   context.inputs = std::vector<Tensor>{w.w[0].tensor, w.w[1].tensor, w.w[2].tensor, w.w[3].tensor};
   const char* problem = readWeights(context, 0, w.format, w.block, weights);
   if (problem) return expect(false, problem);
@@ -399,7 +399,7 @@ void bench(int threads, int64_t rows, int64_t rank, int format, int block, DType
   const std::vector<Shape> shapes = large ? std::vector<Shape>{{2048, 2048, 2}, {2048, 512, 2}, {2048, 8192, 2}, {8192, 2048, 1}}
                                           : std::vector<Shape>{{576, 576, 2}, {576, 192, 2}, {576, 1536, 2}, {1536, 576, 1}};
   const CeilingKind kind = fastIsHalf() && !strict ? CeilingKind::bf16 : CeilingKind::fp32;
-  MockPool pool(threads);
+  Team team(threads);
   double total[2] = {}, ideal[2] = {};
   std::printf("rows %ld rank %ld format %d block %d type %s strict %d threads %d\n", static_cast<long>(rows), static_cast<long>(rank), format, block,
               type == DType::f32 ? "f32" : "bf16", strict, threads);
@@ -413,7 +413,7 @@ void bench(int threads, int64_t rows, int64_t rank, int format, int block, DType
     attributes.values = {{"format", format}, {"block", block}, {"strict", strict}};
     auto forward = makeKernel("QuantLinear", attributes, type), backward = makeKernel("QuantLinearGrad", attributes, type);
     const Tensor none;
-    MockContext fc(pool), bc(pool);
+    MockContext fc(team), bc(team);
     fc.inputs = std::vector<Tensor>{x.tensor, w.w[0].tensor, w.w[1].tensor, w.w[2].tensor, w.w[3].tensor, none, adapter.arena.tensor, adapter.table.tensor};
     fc.outputs = std::vector<Tensor>{y.tensor};
     bc.inputs = std::vector<Tensor>{x.tensor, dY.tensor, w.w[0].tensor, w.w[1].tensor, w.w[2].tensor, w.w[3].tensor, adapter.arena.tensor, adapter.table.tensor, gradient.tensor};

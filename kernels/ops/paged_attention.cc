@@ -1,12 +1,12 @@
-// PagedAttention: writes the new rows' keys and values into their blocks (paged_cache.h), then each row attends to its
+// PagedAttention: turns queries and keys by their angles (where it gets them), writes the new rows' keys and values into their blocks (paged_cache.h), then each row attends to its
 // sequence up to its own position. Rows of one sequence are taken in tiles of up to 24 lines (token x head of a group);
 // keys in chunks of 512 at absolute positions: scores of a chunk, its softmax, its sum, merged with the chunks before it in
 // order (flash decoding, arXiv 2307.08691). Whether the chunks of a tile are one task or many changes nothing: a line's
 // numbers depend on its own query and keys alone. Products in bf16 (fp32 with a float cache), sums in fp32.
 #include <limits>
 
-#include "exponential.h"
 #include "paged_cache.h"
+#include "rows.h"
 
 namespace espalier {
 namespace {
@@ -70,7 +70,7 @@ class PagedAttention : public Kernel {
 
   const char* run(Context& context) noexcept override {
     const Tensor q = context.input(0), k = context.input(1), v = context.input(2), tables = context.input(3), sequences = context.input(4),
-                 positions = context.input(5), keys = context.input(6), values = context.input(7);
+                 positions = context.input(5), keys = context.input(6), values = context.input(7), cosines = context.input(10), sines = context.input(11);
     if (!isActivation(q) || !isActivation(k) || !isActivation(v) || q.rank != 2 || k.rank != 2 || v.rank != 2)
       return "PagedAttention: q, k and v must be activations [N, ..]";
     if (heads_ < 1 || kvHeads_ < 1 || heads_ % kvHeads_ || headDim_ < 2 || headDim_ % 2) return "PagedAttention: num_heads must be a multiple of num_kv_heads, head_dim even";
@@ -80,6 +80,8 @@ class PagedAttention : public Kernel {
     if (!tables || tables.dtype != DType::i32 || tables.rank != 2) return "PagedAttention: blockTables must be int32 [S, B]";
     if (!sequences || sequences.dtype != DType::i32 || sequences.size() != n || !positions || positions.dtype != DType::i32 || positions.size() != n)
       return "PagedAttention: rowSequence and positions must be int32 [N]";
+    if (cosines && (cosines.dtype != DType::f32 || cosines.size() != n * headDim_ / 2 || sines.dtype != DType::f32 || sines.size() != cosines.size()))
+      return "PagedAttention: cos and sin must be f32 [N, Dh/2]";
     const int64_t entryBytes = cacheType_ == CacheType::f32 ? 4 : cacheType_ == CacheType::bf16 ? 2 : 1;
     if (!keys || keys.dtype != DType::u8 || keys.rank != 3 || keys.dims[0] != kvHeads_ || keys.dims[2] != kCacheBlock * headDim_ * entryBytes ||
         !values || values.dtype != DType::u8 || values.size() != keys.size())
@@ -117,7 +119,7 @@ class PagedAttention : public Kernel {
         if (b == position[i] / kCacheBlock || i == 0 || row[i] != row[i - 1])
           if (const int32_t block = table[row[i] * perSequence + b]; block < 0 || block >= cache.blocks) return "PagedAttention: a block table names a block that the cache lacks";
     }
-    const Rows rows{q, k, v, out, table, row, position, n, perSequence};
+    const Rows rows{q, k, v, out, table, row, position, cosines.as<const float>(), sines.as<const float>(), n, perSequence};
     return cacheType_ == CacheType::f32 ? attend<Fp32>(context, rows, cache) : attend<PairDot>(context, rows, cache);
   }
 
@@ -125,10 +127,26 @@ class PagedAttention : public Kernel {
   struct Rows {
     Tensor q, k, v, out;
     const int32_t *table, *sequence, *position;
+    const float *cosine, *sine;  // null: q and k are turned already
     int64_t count, perSequence;
   };
 
-  template <class A> const char* attend(Context& context, const Rows& in, const PagedCache& cache) noexcept {
+  /// Every head of `from` turned by its row's angles, in `room`; the tensor that lies there.
+  Tensor turned(Context& context, const Tensor& from, const Rows& in, void* room) const {
+    const int64_t half = headDim_ / 2, width = from.dims[1];
+    Tensor to = from;
+    to.data = room;
+    const auto typed = [&](auto* x, auto* y) {
+      forBlocks(context, in.count, std::max<int64_t>(1, 16384 / width), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++)
+          for (int64_t at = row * width; at < (row + 1) * width; at += headDim_) rotateHead(x + at, y + at, in.cosine + row * half, in.sine + row * half, headDim_);
+      });
+    };
+    from.dtype == DType::f32 ? typed(from.as<const float>(), to.as<float>()) : typed(from.as<const bf16>(), to.as<bf16>());
+    return to;
+  }
+
+  template <class A> const char* attend(Context& context, Rows in, const PagedCache& cache) noexcept {
     constexpr int P = A::kPerStep;
     const int64_t group = heads_ / kvHeads_, dim = headDim_, dimSteps = dim / P, tileRows = std::max<int64_t>(1, kMaxLines / group);
     const int64_t lines = tileRows * group, dimPadded = roundUp(dim, kPanel);
@@ -153,21 +171,10 @@ class PagedAttention : public Kernel {
     const bool isSpread = mostChunks > 1 && in.count * kvHeads_ < 8 * threads;
     const int64_t partialSize = lines * (dimPadded + 2);
     const int64_t partialAt = carve(isSpread ? in.count * kvHeads_ * mostChunks * partialSize : 0);
+    const int64_t turnedQAt = carve(in.cosine ? in.count * heads_ * dim : 0), turnedKAt = carve(in.cosine ? in.count * kvHeads_ * dim : 0);
     auto* scratch = static_cast<float*>(context.scratch(static_cast<size_t>(used) * 4));
     if (!scratch) return "PagedAttention: out of memory";
-
-    // Keys and values first: a row sees those of its own batch. One task a kv head, so that halves of a step never race.
-    const auto write = [&](int64_t head, float* buffer) {
-      for (int64_t i = 0; i < in.count; i++) {
-        const int64_t at = (i * kvHeads_ + head) * dim, p = in.position[i];
-        writeToken(cache, in.table[in.sequence[i] * in.perSequence + p / kCacheBlock], head, p % kCacheBlock, in.k, in.v, at, buffer);
-      }
-    };
-    if (in.count * kvHeads_ <= 16) {
-      for (int64_t head = 0; head < kvHeads_; head++) write(head, scratch + tokenAt);
-    } else {
-      forDynamic(context, kvHeads_, [&](int64_t worker, int64_t head) { write(head, scratch + worker * perWorker + tokenAt); });
-    }
+    if (in.cosine) in.q = turned(context, in.q, in, scratch + turnedQAt), in.k = turned(context, in.k, in, scratch + turnedKAt);
 
     auto* tiles = reinterpret_cast<Tile*>(scratch + tilesAt);
     int64_t tileCount = 0;
@@ -183,6 +190,19 @@ class PagedAttention : public Kernel {
       i += t.rows;
       tiles[tileCount++] = t;
     }
+
+    // Keys and values first: a row sees those of its own batch. One task a kv head, so that halves of a step never race; few
+    // rows of sequences that are one tile each are written by the tasks that read them.
+    const auto write = [&](int64_t head, int64_t first, int64_t count, float* buffer) {
+      for (int64_t i = first; i < first + count; i++) {
+        const int64_t at = (i * kvHeads_ + head) * dim, p = in.position[i];
+        writeToken(cache, in.table[in.sequence[i] * in.perSequence + p / kCacheBlock], head, p % kCacheBlock, in.k, in.v, at, buffer);
+      }
+    };
+    bool writesOwn = !isSpread && in.count * kvHeads_ <= 16;
+    for (int64_t i = 1; writesOwn && i < tileCount; i++)
+      for (int64_t j = 0; j < i; j++) writesOwn = writesOwn && tiles[i].sequence != tiles[j].sequence;
+    if (!writesOwn) forDynamic(context, kvHeads_, [&](int64_t worker, int64_t head) { write(head, 0, in.count, scratch + worker * perWorker + tokenAt); });
 
     const auto worker0 = [&](int64_t worker) { return scratch + worker * perWorker; };
     const auto packQueries = [&](const Tile& t, int64_t head, float* own) {
@@ -278,6 +298,7 @@ class PagedAttention : public Kernel {
         const Tile& t = tiles[tileCount - 1 - task % tileCount];
         const int64_t head = task / tileCount;
         float *own = worker0(worker), *state = own + stateAt, *part = own + partAt;
+        if (writesOwn) write(head, t.firstRow, t.rows, own + tokenAt);
         packQueries(t, head, own);
         for (int64_t c = 0; c < t.chunks; c++) {
           chunk(t, head, c, own, c == 0 ? state : part);
@@ -349,7 +370,7 @@ class PagedAttention : public Kernel {
 };
 
 const KernelDef kPagedAttentionDefs[] = {
-    {"PagedAttention", 1, 10, 1, 5, {DType::none, DType::u8, DType::u8, DType::f16, DType::f16},
+    {"PagedAttention", 1, 12, 1, 5, {DType::none, DType::u8, DType::u8, DType::f16, DType::f16},
      [](const Attributes& a, DType) -> Kernel* { return new PagedAttention(a); }},
 };
 ESPALIER_REGISTER(kPagedAttentionDefs);

@@ -18,7 +18,7 @@ class QuantLinear : public Kernel {
     DecodeMember member;
     LinearInputs& in = member.in;
     if (const char* problem = readLinear(context, options_, in)) return problem;
-    if (options_.role == LinearRole::decode && !options_.strict && hasIntegerCodes(in.weights)) return runDecode(context, &member, 1);
+    if (options_.role == LinearRole::decode && !options_.strict && hasIntegerCodes(in.weights)) return runDecode(context, options_, &member, 1);
     return options_.strict ? forward<Fp32>(context, in) : forward<Fast>(context, in);
   }
 
@@ -40,16 +40,16 @@ class QuantLinearGroup : public Kernel {
     DecodeMember members[kMaxMembers];
     for (int m = 0; m < members_; m++) {
       const int first = kShared + m * kPerMember;
-      const LinearPlaces places{first, first + 4, 1, first + 5, 2, -1, -1, -1, m};
+      const LinearPlaces places{first, first + 4, 1, first + 5, 2, -1, -1, -1, 3, m};
       if (const char* problem = readLinear(context, options_, members[m].in, places)) return problem;
       const Weights &a = members[0].in.weights, &b = members[m].in.weights;
       if (!hasIntegerCodes(b) || a.columns != b.columns) return "QuantLinearGroup: the members must have integer codes and one inner dimension";
     }
-    return runDecode(context, members, members_);
+    return runDecode(context, options_, members, members_);
   }
 
  private:
-  static constexpr int kShared = 3, kPerMember = 6;  // x, arena, rowSlot; W0..W3, bias, slot table
+  static constexpr int kShared = 4, kPerMember = 6;  // x, arena, rowSlot, with; W0..W3, bias, slot table
   LinearOptions options_;
   int members_;
 };
@@ -120,8 +120,8 @@ class QuantLinearRowNorms : public Kernel {
 template <class K> Kernel* make(const Attributes& attributes, DType activation) { return new K(attributes, activation); }
 
 const KernelDef kQuantLinearDefs[] = {
-    {"QuantLinear", 2, 12, 1, 1, {DType::none}, make<QuantLinear>},
-    {"QuantLinearGroup", 4, 3 + 6 * kMaxMembers, 1, kMaxMembers, {DType::none, DType::none, DType::none, DType::none}, make<QuantLinearGroup>},
+    {"QuantLinear", 2, 13, 1, 1, {DType::none}, make<QuantLinear>},
+    {"QuantLinearGroup", 5, 4 + 6 * kMaxMembers, 1, kMaxMembers, {DType::none, DType::none, DType::none, DType::none}, make<QuantLinearGroup>},
     {"QuantLinearGrad", 3, 11, 0, 3, {DType::none, DType::f32, DType::none}, make<QuantLinearGrad>},
     {"QuantLinearRowNorms", 1, 6, 1, 1, {DType::f32}, make<QuantLinearRowNorms>},
 };

@@ -11,14 +11,20 @@ namespace espalier {
 /// What the graph is for (linearRoles of the op's record): it chooses the method, the number of rows never does.
 enum class LinearRole : int64_t { train = 0, prefill = 1, decode = 2 };
 
+/// What is done to X before it is multiplied (linearPrologues of the op's record), in the decode role only: X divided by its
+/// root mean square and times `with` [K], or silu(X) times `with` [N, K].
+enum class Prologue : int64_t { none = 0, rmsNorm = 1, swiGlu = 2 };
+
 struct LinearOptions {
   LinearOptions(const Attributes& attributes, DType activationType)
       : format(attributes.integer("format", 0)), block(attributes.integer("block", 32)),
         strict(attributes.integer("strict", 0) != 0), role(static_cast<LinearRole>(attributes.integer("role", 0))),
-        activation(activationType) {}
+        prologue(static_cast<Prologue>(attributes.integer("prologue", 0))), eps(attributes.number("eps", 0.f)), activation(activationType) {}
   int64_t format, block;
   bool strict;
   LinearRole role;
+  Prologue prologue;
+  float eps;
   DType activation;
 };
 
@@ -33,7 +39,7 @@ inline int64_t rowsOf(const Tensor& t, int64_t columns) {
 struct LinearInputs {
   Weights weights;
   int64_t rows = 0;
-  Tensor x, adapterX, y;
+  Tensor x, adapterX, with, y;
   const float* bias = nullptr;       // [out]
   const float* residual = nullptr;   // [rows, out]
   const int32_t* rowSlot = nullptr;  // [rows]
@@ -44,8 +50,15 @@ struct LinearInputs {
 
 /// Positions of a linear's inputs; -1: it has none.
 struct LinearPlaces {
-  int weights = 1, bias = 5, arena = 6, table = 7, rowSlot = 8, rowWeight = 9, adapterX = 10, residual = 11, output = 0;
+  int weights = 1, bias = 5, arena = 6, table = 7, rowSlot = 8, rowWeight = 9, adapterX = 10, residual = 11, with = 12, output = 0;
 };
+
+/// Elements of x that share a scale where products are of 8 bits.
+constexpr int64_t kXBlock = 32;
+
+inline bool hasIntegerCodes(const Weights& w) {
+  return (w.format == Format::int4 || w.format == Format::int4Symmetric || w.format == Format::int8) && w.columns % kXBlock == 0;
+}
 
 inline const char* readLinear(Context& context, const LinearOptions& options, LinearInputs& in, const LinearPlaces& at = {}) {
   const auto input = [&](int i) { return i < 0 ? Tensor{} : context.input(i); };
@@ -62,6 +75,14 @@ inline const char* readLinear(Context& context, const LinearOptions& options, Li
     return "QuantLinear: residual must be float [N, out]";
   if (in.adapterX && (rowsOf(in.adapterX, in.weights.columns) != in.rows || in.adapterX.dtype != in.x.dtype))
     return "QuantLinear: adapterX must look like X";
+  if (options.prologue == Prologue::rmsNorm || options.prologue == Prologue::swiGlu) {
+    in.with = input(at.with);
+    if (options.role != LinearRole::decode || options.strict || !hasIntegerCodes(in.weights)) return "QuantLinear: only 8-bit products have a prologue";
+    if (options.prologue == Prologue::rmsNorm && (in.with.dtype != DType::f32 || in.with.size() != in.weights.columns))
+      return "QuantLinear: the norm's weight must be float [K]";
+    if (options.prologue == Prologue::swiGlu && (rowsOf(in.with, in.weights.columns) != in.rows || in.with.dtype != in.x.dtype))
+      return "QuantLinear: the factor of a gated X must look like X";
+  }
   in.bias = bias.as<const float>();
   in.residual = residual.as<const float>();
   in.rowSlot = rowSlot.as<const int32_t>();

@@ -8,18 +8,12 @@
 
 #include "byte_dot.h"
 #include "quant_linear.h"
+#include "rows.h"
 
 namespace espalier {
 
 /// Groups of kLanes columns that a task multiplies together.
 constexpr int kGroups = kLanes == 16 ? 2 : 1;
-
-/// Elements of x that share a scale.
-constexpr int64_t kXBlock = 32;
-
-inline bool hasIntegerCodes(const Weights& w) {
-  return (w.format == Format::int4 || w.format == Format::int4Symmetric || w.format == Format::int8) && w.columns % kXBlock == 0;
-}
 
 /// Rows of x as bytes, [row][K / 4] words; per block its scale and the sum of its bytes. For 4-bit codes the words come in
 /// the order of nibbles: of eight elements first those at even places, then those at odd ones.
@@ -222,7 +216,7 @@ struct DecodeMember {
 };
 
 /// The members share rows, input, inner dimension, format and block.
-template <Format format> const char* runDecodeOf(Context& context, DecodeMember* members, int memberCount) noexcept {
+template <Format format> const char* runDecodeOf(Context& context, const LinearOptions& options, DecodeMember* members, int memberCount) noexcept {
   constexpr bool isNibbles = format != Format::int8;
   const LinearInputs& shared = members[0].in;
   const int64_t columns = shared.weights.columns, block = shared.weights.block, rows = shared.rows;
@@ -238,6 +232,7 @@ template <Format format> const char* runDecodeOf(Context& context, DecodeMember*
   Carver carver;
   const int64_t wordsAt = carver.floats(rows * columns / 4), xScalesAt = carver.floats(rows * columns / kXBlock);
   const int64_t xSumsAt = carver.floats(rows * columns / kXBlock), thinAt = carver.floats(memberCount * rows * maxRank);
+  const int64_t preparedAt = carver.floats(options.prologue == Prologue::none ? 0 : rows * columns);
   const int64_t rankPadded = roundUp(maxRank, kLanes);
   const int64_t perWorker = roundUp(wideFloats + (rankPadded + kGroups * rows) * kLanes, 16);
   const int64_t workersAt = carver.floats(perWorker * threads);
@@ -247,9 +242,19 @@ template <Format format> const char* runDecodeOf(Context& context, DecodeMember*
   for (int m = 0; m < memberCount; m++) members[m].thin = scratch + thinAt + m * rows * maxRank;
 
   auto prepare = [&](int64_t row) {
-    const auto typed = [&](const auto* p) {
-      roundRow<isNibbles>(p + row * columns, x, row);
-      for (int m = 0; m < memberCount; m++) members[m].multiplyThin(p + row * columns, row);
+    const auto take = [&](const auto* p) {
+      roundRow<isNibbles>(p, x, row);
+      for (int m = 0; m < memberCount; m++) members[m].multiplyThin(p, row);
+    };
+    const auto typed = [&](const auto* all) {
+      const auto* p = all + row * columns;
+      float* own = scratch + preparedAt + row * columns;
+      switch (options.prologue) {
+        case Prologue::rmsNorm: normalizeRow(viewElements(shared.x, row * columns, columns, own), shared.with.template as<const float>(), columns, options.eps, own); break;
+        case Prologue::swiGlu: gateRow(p, static_cast<decltype(p)>(shared.with.data) + row * columns, columns, own); break;
+        default: return take(p);
+      }
+      take(own);
     };
     shared.x.dtype == DType::f32 ? typed(shared.x.as<const float>()) : typed(shared.x.as<const bf16>());
   };
@@ -311,12 +316,12 @@ template <Format format> const char* runDecodeOf(Context& context, DecodeMember*
   return nullptr;
 }
 
-inline const char* runDecode(Context& context, DecodeMember* members, int count) noexcept {
+inline const char* runDecode(Context& context, const LinearOptions& options, DecodeMember* members, int count) noexcept {
   if (members[0].in.adapterX) return "QuantLinear: the decode role has no input of its own for the adapter";
   switch (members[0].in.weights.format) {
-    case Format::int8: return runDecodeOf<Format::int8>(context, members, count);
-    case Format::int4Symmetric: return runDecodeOf<Format::int4Symmetric>(context, members, count);
-    default: return runDecodeOf<Format::int4>(context, members, count);
+    case Format::int8: return runDecodeOf<Format::int8>(context, options, members, count);
+    case Format::int4Symmetric: return runDecodeOf<Format::int4Symmetric>(context, options, members, count);
+    default: return runDecodeOf<Format::int4>(context, options, members, count);
   }
 }
 

@@ -1,7 +1,7 @@
 // RmsNorm(x, weight) -> y = x / sqrt(mean(x^2) + eps) * weight over the last D = size(weight) elements, so that a
 // [N, H * Dh] tensor with a [Dh] weight is normalized per head. Arithmetic in f32; sums in one order; rows are
 // independent, so threads cannot change a result. arXiv 1910.07467.
-#include "activation.h"
+#include "rows.h"
 
 namespace espalier {
 namespace {
@@ -33,8 +33,7 @@ class RmsNorm : public Kernel {
       alignas(64) float in[kMaxWidth], out[kMaxWidth];
       for (int64_t row = begin; row < end; row++) {
         const float* v = viewElements(x, row * width, width, in);
-        const float inverse = 1.0f / std::sqrt(dotElements(v, v, width) / static_cast<float>(width) + eps_);
-        for (int64_t i = 0; i < width; i++) out[i] = v[i] * inverse * w[i];
+        normalizeRow(v, w, width, eps_, out);
         storeElements(y, row * width, width, out);
       }
     });

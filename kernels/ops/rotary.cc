@@ -1,6 +1,6 @@
 // Rotary(x [N, H * Dh], cos f32 [N, Dh/2], sin f32 [N, Dh/2]) -> y: rotates each pair of a head by its angle, pairs
 // (i, i + Dh/2), or (2i, 2i + 1) when `interleaved`. `inverse` turns back, which is the gradient. arXiv 2104.09864.
-#include "activation.h"
+#include "rows.h"
 
 namespace espalier {
 namespace {
@@ -20,35 +20,26 @@ class Rotary : public Kernel {
     const Tensor y = context.output(0, x.dims, x.rank);
     if (!y) return "Rotary: no output";
     const int64_t width = x.dims[1];
-    const auto rotate = [&](auto* from, auto* to) {
+    const auto rows = [&](auto* from, auto* to) {
       forBlocks(context, x.dims[0], std::max<int64_t>(1, 16384 / width), [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; row++)
           for (int64_t at = row * width; at < (row + 1) * width; at += headDim_)
-            rotateHead(from + at, to + at, cosines.as<const float>() + row * half, sines.as<const float>() + row * half);
+            rotate(from + at, to + at, cosines.as<const float>() + row * half, sines.as<const float>() + row * half);
       });
     };
-    const auto typed = [&](auto* from) { y.dtype == DType::f32 ? rotate(from, y.as<float>()) : rotate(from, y.as<bf16>()); };
+    const auto typed = [&](auto* from) { y.dtype == DType::f32 ? rows(from, y.as<float>()) : rows(from, y.as<bf16>()); };
     x.dtype == DType::f32 ? typed(x.as<const float>()) : typed(x.as<const bf16>());
     return nullptr;
   }
 
  private:
-  template <typename T, typename U> void rotateHead(const T* x, U* y, const float* cosine, const float* sine) const {
-    const int64_t half = headDim_ / 2;
+  template <typename T, typename U> void rotate(const T* x, U* y, const float* cosine, const float* sine) const {
     const float sign = inverse_ ? -1.0f : 1.0f;
-    if (interleaved_) {
-      for (int64_t i = 0; i < half; i++) {
-        const float a = toFloat(x[2 * i]), b = toFloat(x[2 * i + 1]), c = cosine[i], s = sine[i] * sign;
-        put(y + 2 * i, a * c - b * s);
-        put(y + 2 * i + 1, b * c + a * s);
-      }
-      return;
-    }
-    for (int64_t i = 0; i < half; i += kLanes) {
-      const int64_t left = half - i;
-      const Vec a = loadUpTo(x + i, left), b = loadUpTo(x + half + i, left), c = loadUpTo(cosine + i, left), s = loadUpTo(sine + i, left) * sign;
-      storeUpTo(y + i, left, a * c - b * s);
-      storeUpTo(y + half + i, left, b * c + a * s);
+    if (!interleaved_) return rotateHead(x, y, cosine, sine, headDim_, sign);
+    for (int64_t i = 0; i < headDim_ / 2; i++) {
+      const float a = toFloat(x[2 * i]), b = toFloat(x[2 * i + 1]), c = cosine[i], s = sine[i] * sign;
+      put(y + 2 * i, a * c - b * s);
+      put(y + 2 * i + 1, b * c + a * s);
     }
   }
 

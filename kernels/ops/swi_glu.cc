@@ -1,11 +1,8 @@
 // SwiGlu(gate, up) -> silu(gate) * up, silu(g) = g * sigmoid(g); elementwise in f32. arXiv 2002.05202.
-#include "activation.h"
-#include "exponential.h"
+#include "rows.h"
 
 namespace espalier {
 namespace {
-
-ESPALIER_INLINE Vec logistic(Vec x) { return 1.f / (1.f + boundedExp(-x)); }
 
 class SwiGlu : public Kernel {
  public:
@@ -21,10 +18,7 @@ class SwiGlu : public Kernel {
         const int64_t n = std::min(kChunk, end - at);
         const float* g = viewElements(gate, at, n, gBuffer);
         const float* u = viewElements(up, at, n, uBuffer);
-        for (int64_t i = 0; i < n; i += kLanes) {
-          const Vec x = loadUpTo(g + i, n - i);
-          store(out + i, x * logistic(x) * loadUpTo(u + i, n - i));
-        }
+        gateRow(g, u, n, out);
         storeElements(y, at, n, out);
       }
     });

@@ -58,8 +58,19 @@ export interface OpDefinition<A extends Attributes = Attributes> {
   flops?(node: Node, dims: Readonly<Record<string, number>>): number
   /** How nodes of this op that read one input are computed together. */
   readonly grouping?: GroupingRule
+  /**
+   * How this op takes over what makes its input 0, where nothing else reads that: the node that stands for both, or null.
+   */
+  readonly absorb?: (node: Node, producer: Node) => Replacement | null
   /** The op that computes this one and its gradient in one pass, where the incoming gradient is known beforehand. */
   readonly fusedWithGradient?: { readonly gradientOp: string; fuse(forward: Node, backward: Node): FusedPair | null }
+}
+
+/** A node in the place of others. */
+export interface Replacement {
+  readonly op: AnyOp
+  readonly inputs: readonly (Value | null)[]
+  readonly attributes: Attributes
 }
 
 /** Nodes of equal key become one, at most `most` of them; its outputs are theirs in order. */
@@ -67,18 +78,11 @@ export interface GroupingRule {
   readonly most: number
   /** Null: this node stays alone. Equal keys read the same input 0 and agree on all that the group shares. */
   key(node: Node): string | null
-  group(nodes: readonly Node[]): {
-    readonly op: AnyOp
-    readonly inputs: readonly (Value | null)[]
-    readonly attributes: Attributes
-  }
+  group(nodes: readonly Node[]): Replacement
 }
 
 /** Describes how a forward and a backward node become one. */
-export interface FusedPair {
-  readonly op: AnyOp
-  readonly inputs: readonly (Value | null)[]
-  readonly attributes: Attributes
+export interface FusedPair extends Replacement {
   /** Outputs of the fused node that replace the forward's outputs, then the backward's. */
   readonly forwardOutputs: readonly number[]
   readonly backwardOutputs: readonly number[]

@@ -159,16 +159,16 @@ export class ModelContext {
     return rmsNorm(x, this.graph.leaf(`${path}.weight`, 'weight', 'f32', [size]), this.config.rmsNormEps)
   }
 
-  rotate(x: Value): Value {
-    return rotary(x, this.rope.cosine, this.rope.sine, this.config.headDim)
-  }
-
-  /** q [N, H·Dh], k and v [N, K·Dh] -> [N, H·Dh]; causal within each document or sequence. */
+  /** q [N, H·Dh], k and v [N, K·Dh] -> [N, H·Dh]; q and k rotated, causal within each document or sequence. */
   attention(q: Value, k: Value, v: Value, window = 0): Value {
     const { numAttentionHeads: numHeads, numKeyValueHeads, headDim } = this.config
     const shape = { numHeads, numKeyValueHeads, headDim, window }
     const g = this.graph
-    if (!this.paged) return attention(q, k, v, g.leaf(batchLeaves.cuSeqlens, 'input', 'i32', ['S']), shape)
+    const rotation = this.rope
+    if (!this.paged) {
+      const rotate = (x: Value) => rotary(x, rotation.cosine, rotation.sine, headDim)
+      return attention(rotate(q), rotate(k), v, g.leaf(batchLeaves.cuSeqlens, 'input', 'i32', ['S']), shape)
+    }
     const { cacheType, blocks, blocksPerSequence } = this.paged
     const names = cacheTensors(g, cacheType, blocks, numKeyValueHeads, headDim).map((t) => {
       const name = cacheLeafName(this.layer, t.name)
@@ -180,7 +180,7 @@ export class ModelContext {
       positions: g.leaf(batchLeaves.positionIds, 'input', 'i32', ['N']),
     }
     const leaves = names.map((n) => n.leaf)
-    const { out, cache } = pagedAttention(q, k, v, rows, leaves, { ...shape, cacheType })
+    const { out, cache } = pagedAttention(q, k, v, rows, leaves, { ...shape, cacheType, rotation })
     names.forEach((n, i) => {
       g.updates.set(n.name, cache[i]!)
     })

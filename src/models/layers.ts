@@ -29,7 +29,7 @@ function decoderBlock(ctx: ModelContext, layer: number, x: Value, options: Decod
     q = ctx.norm(`${path}.self_attn.q_norm`, q, headDim)
     k = ctx.norm(`${path}.self_attn.k_norm`, k, headDim)
   }
-  const mixed = ctx.attention(ctx.rotate(q), ctx.rotate(k), v, options.window?.(layer) ?? 0)
+  const mixed = ctx.attention(q, k, v, options.window?.(layer) ?? 0)
   const attended = ctx.linear(`${path}.self_attn.o_proj`, mixed, hiddenSize, {
     residual: x,
     hasBias: options.hasOutputBias ?? false,

@@ -11,6 +11,7 @@ import { printSegment } from '../../src/compiler/segment.js'
 import { verify } from '../../src/compiler/verify.js'
 import type { LinearAdapter } from '../../src/models/adapter-slot.js'
 import { parseModelConfig } from '../../src/models/config.js'
+import { pagedGraph } from '../../src/models/graphs.js'
 import { architectureOf } from '../../src/models/index.js'
 import { losses } from '../../src/training/losses/index.js'
 import { trainGraph } from '../../src/training/step-graph.js'
@@ -26,8 +27,15 @@ const config = parseModelConfig({
   tie_word_embeddings: true,
 })
 
+const architecture = architectureOf('llama')
+const formats = new Map(
+  [...architecture.linears(config), { path: 'model.embed_tokens', outFeatures: 256, inFeatures: 64 }].map((l) => [
+    `${l.path}.weight`,
+    { format: 'int4' as const, block: 32, shape: [l.outFeatures, l.inFeatures] },
+  ]),
+)
+
 function traced(kernels = true) {
-  const architecture = architectureOf('llama')
   const linears = new Map<string, LinearAdapter>()
   let offset = 0
   for (const { path, inFeatures, outFeatures } of architecture.linears(config)) {
@@ -35,12 +43,6 @@ function traced(kernels = true) {
     linears.set(path, { path, rank: 4, scaling: 2, offset, length, bOffset: 4 * inFeatures })
     offset += length
   }
-  const formats = new Map(
-    [...architecture.linears(config), { path: 'model.embed_tokens', outFeatures: 256, inFeatures: 64 }].map((l) => [
-      `${l.path}.weight`,
-      { format: 'int4' as const, block: 32, shape: [l.outFeatures, l.inFeatures] },
-    ]),
-  )
   return trainGraph(
     architecture,
     { kernels, activationType: 'bf16', strict: false },
@@ -142,6 +144,37 @@ describe('simplify', () => {
     removeDeadCode(g)
     expect(g.nodes.map((n) => n.op.opType)).toEqual(['Exp', 'Add'])
     expect(g.nodes[1]!.inputs[0]).toBe(g.nodes[1]!.inputs[1])
+  })
+})
+
+/** Our operators of one block of a graph that serves, in order. */
+function servedBlock(role: 'prefill' | 'decode', strict: boolean): string[] {
+  const paged = { role, cacheType: 'bf16', blocks: 8, blocksPerSequence: 4, slots: null } as const
+  const options = { kernels: true, activationType: strict ? 'f32' : 'bf16', strict } as const
+  const graph = pagedGraph(architecture, options, { config, formats, paged })
+  simplify(graph)
+  return graph.nodes.flatMap(({ op, place }) => (place.block === 'block.1' && op.domain === 'espalier' ? [op.opType] : []))
+}
+
+describe('fusion', () => {
+  it('a block that decodes is five nodes', () => {
+    expect(servedBlock('decode', false)).toEqual([
+      'QuantLinearGroup',
+      'PagedAttention',
+      'QuantLinear',
+      'QuantLinearGroup',
+      'QuantLinear',
+    ])
+  })
+
+  it.each([
+    ['prefill', false],
+    ['decode', true],
+  ] as const)('the linears of %s (strict: %s) take x as it is', (role, strict) => {
+    const ops = servedBlock(role, strict)
+    expect(ops.filter((op) => op === 'RmsNorm')).toHaveLength(2)
+    expect(ops.filter((op) => op === 'QuantLinear')).toHaveLength(7)
+    expect(ops).toContain('SwiGlu')
   })
 })
 

@@ -1,21 +1,16 @@
 // QuantLinearGroup: several linears of one input in the decode role, as one node: few rows are rounded once, and the
-// columns of all of them are one run of work. Made by the compiler where `decodeGrouping` allows it.
+// columns of all of them are one run of work. Made by the compiler where the grouping rule allows it.
 import { type Node, sizeWith, type Value } from '../graph.js'
 import { defineOp, type GroupingRule, type OpDefinition } from '../op.js'
+import { absorbPrologue, hasByteProducts } from './linear-prologue.js'
 import type { LinearAttributes } from './quant-linear.js'
 import { need } from './shape-rules.js'
 import { weightOf } from './weight.js'
 
-/**
- * How a linear is computed, by what the graph is for and never by its number of rows (design §4): `prefill` as training
- * does, one adapter for all rows; `decode` for few rows, each with its own adapter, by 8-bit products unless strict.
- */
-export const linearRoles = { train: 0, prefill: 1, decode: 2 } as const
-
 type GroupAttributes = LinearAttributes & { members: number }
 
-/** x, arena, rowSlot; then per member W0..W3, bias, slot table. */
-const SHARED = 3
+/** x, arena, rowSlot, what the prologue takes beside x; then per member W0..W3, bias, slot table. */
+const SHARED = 4
 const PER_MEMBER = 6
 const MOST = 4
 
@@ -31,7 +26,9 @@ export function defineLinearGroup(linear: () => OpDefinition<LinearAttributes>):
         SHARED + m * PER_MEMBER,
         SHARED + (m + 1) * PER_MEMBER,
       )
-      return { inputs: [inputs[0]!, w0, w1, w2, w3, bias, inputs[1]!, table, inputs[2]!], attributes: own }
+      const [x, arena, rowSlot, beside] = inputs
+      const linearInputs = [x!, w0, w1, w2, w3, bias, arena!, table, rowSlot!, null, null, null, beside!]
+      return { inputs: linearInputs, attributes: own }
     })
   }
   const op = defineOp<GroupAttributes>({
@@ -40,12 +37,13 @@ export function defineLinearGroup(linear: () => OpDefinition<LinearAttributes>):
     hidden: ['out'],
     activationInputs: [0],
     activationOutputs: [0, 1, 2, 3],
-    infer: ([x, , , ...rest], attributes) =>
+    infer: ([x, , , , ...rest], attributes) =>
       Array.from({ length: attributes.members }, (_, m) => ({
         dtype: attributes.out,
         shape: [need(x, 'QuantLinearGroup x').shape[0]!, weightOf(rest, attributes, m * PER_MEMBER).outFeatures],
       })),
     gradient: 'unsupported',
+    absorb: (node, producer) => absorbPrologue(node, producer, SHARED - 1, SHARED),
     lower: (g, inputs, attributes) =>
       membersOf(inputs, attributes).map((member) => g.apply(linear(), member.inputs, member.attributes)[0]!),
     flops: (node, dims) =>
@@ -59,8 +57,7 @@ export function defineLinearGroup(linear: () => OpDefinition<LinearAttributes>):
     key({ inputs, attributes, outputs }: Node) {
       const a = attributes as LinearAttributes
       const [, , , , , , arena, , rowSlot, rowWeight, adapterX, residual] = inputs
-      const hasCodes = inputs[1]?.dtype === 'u8' ? inputs[2]?.dtype === 'f16' : inputs[1]?.dtype === 'i8'
-      if (a.role !== linearRoles.decode || a.strict || !hasCodes || rowWeight || adapterX || residual) return null
+      if (!hasByteProducts(inputs, a, 1) || rowWeight || adapterX || residual) return null
       return JSON.stringify([a, outputs[0]!.dtype, inputs[1]!.shape[1], arena?.id, rowSlot?.id])
     },
     group(nodes) {
@@ -68,7 +65,7 @@ export function defineLinearGroup(linear: () => OpDefinition<LinearAttributes>):
       const members = nodes.flatMap((node) => [...node.inputs.slice(1, 6), node.inputs[7] ?? null])
       return {
         op,
-        inputs: [inputs[0]!, inputs[6] ?? null, inputs[8] ?? null, ...members],
+        inputs: [inputs[0]!, inputs[6] ?? null, inputs[8] ?? null, null, ...members],
         attributes: { ...attributes, members: nodes.length },
       }
     },

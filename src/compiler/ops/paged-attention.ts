@@ -6,6 +6,7 @@ import { defineOp, type RealNumber, real } from '../op.js'
 import { add, and, cast, div, equal, greaterOrEqual, less, mod, mul, scale, sub, where } from './elementwise.js'
 import { matMul, softmax } from './linear-algebra.js'
 import { reduceSum } from './reduce.js'
+import { rotary } from './rotary.js'
 import { gather, gatherElements, reshape, rowIndices, ScatterND, transpose, unsqueeze } from './shape.js'
 import { need, staticDim } from './shape-rules.js'
 import { constant, scalar } from './tensor.js'
@@ -62,7 +63,18 @@ type PagedAttributes = {
   scale: RealNumber
 }
 
-const INPUT = { q: 0, k: 1, v: 2, blockTables: 3, rowSequence: 4, positions: 5, cache: 6 } as const
+/** Up to four tensors of the cache. */
+const INPUT = {
+  q: 0,
+  k: 1,
+  v: 2,
+  blockTables: 3,
+  rowSequence: 4,
+  positions: 5,
+  cache: 6,
+  cosine: 10,
+  sine: 11,
+} as const
 
 export const PagedAttention = defineOp<PagedAttributes>({
   opType: 'PagedAttention',
@@ -70,10 +82,16 @@ export const PagedAttention = defineOp<PagedAttributes>({
   activationInputs: [0, 1, 2],
   activationOutputs: [0],
   mutates: { 1: 6, 2: 7, 3: 8, 4: 9 },
-  infer: (inputs) => [need(inputs[INPUT.q], 'PagedAttention q'), ...inputs.slice(INPUT.cache).map((x) => x!)],
+  infer: (inputs) => [
+    need(inputs[INPUT.q], 'PagedAttention q'),
+    ...inputs.slice(INPUT.cache, INPUT.cosine).flatMap((x) => x ?? []),
+  ],
   gradient: 'unsupported',
   lower(g, inputs, a) {
-    const [q, k, v, blockTables, rowSequence, positions, keys, values] = inputs as Value[]
+    const [, , v, blockTables, rowSequence, positions, keys, values] = inputs as Value[]
+    const { [INPUT.cosine]: cosine, [INPUT.sine]: sine } = inputs
+    const turn = (x: Value) => (cosine ? rotary(x, cosine, sine!, a.head_dim) : x)
+    const [q, k] = [turn(inputs[INPUT.q]!), turn(inputs[INPUT.k]!)]
     const n = q!.shape[0]!
     const int = (x: number) => scalar(g, x, 'i64')
     const size = a.num_kv_heads * a.head_dim
@@ -130,6 +148,8 @@ export interface PagedShape {
   /** Tokens a query sees, itself included; 0: all before it. */
   readonly window?: number
   readonly cacheType: CacheType
+  /** cos and sin [N, Dh/2] by which q and k are turned first; absent: they are already. */
+  readonly rotation?: { readonly cosine: Value; readonly sine: Value }
 }
 
 /** Where the rows of a batch lie: tables i32 [S, B], sequence and position i32 [N]. */
@@ -150,7 +170,12 @@ export function pagedAttention(
 ): { out: Value; cache: readonly Value[] } {
   const [out, ...updated] = q.graph.apply(
     PagedAttention,
-    [q, k, v, rows.blockTables, rows.rowSequence, rows.positions, ...cache],
+    [
+      ...[q, k, v, rows.blockTables, rows.rowSequence, rows.positions],
+      ...Array.from({ length: INPUT.cosine - INPUT.cache }, (_, i) => cache[i] ?? null),
+      shape.rotation?.cosine ?? null,
+      shape.rotation?.sine ?? null,
+    ],
     {
       num_heads: shape.numHeads,
       num_kv_heads: shape.numKeyValueHeads,

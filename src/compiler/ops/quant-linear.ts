@@ -20,7 +20,8 @@ import {
   where,
 } from './elementwise.js'
 import { matMul, transposeLast } from './linear-algebra.js'
-import { defineLinearGroup, linearRoles } from './linear-group.js'
+import { defineLinearGroup } from './linear-group.js'
+import { absorbPrologue, applyPrologue, linearRoles } from './linear-prologue.js'
 import { reduceSum } from './reduce.js'
 import { gather, reshape, slice, unsqueeze } from './shape.js'
 import { lastDim, need } from './shape-rules.js'
@@ -56,6 +57,9 @@ export type LinearAttributes = WeightAttributes & {
   bOffset: number
   scaling: RealNumber
   out: DType
+  /** What is done to x first (linearPrologues), with `eps` of its norm. */
+  prologue?: number
+  eps?: RealNumber
 }
 
 const INPUT = {
@@ -68,6 +72,7 @@ const INPUT = {
   rowWeight: 9,
   adapterX: 10,
   residual: 11,
+  beside: 12,
 } as const
 
 /** A and B of the slot that the attributes describe, from its slice. */
@@ -156,6 +161,7 @@ export const QuantLinear: OpDefinition<LinearAttributes> = defineOp<LinearAttrib
   activationInputs: [0, 10],
   hidden: ['out'],
   activationOutputs: [0],
+  absorb: (node, producer) => absorbPrologue(node, producer, INPUT.beside, INPUT.weight),
   infer(inputs, attributes) {
     const x = need(inputs[INPUT.x], 'QuantLinear x')
     const w = weightOf(inputs, attributes, INPUT.weight)
@@ -164,7 +170,7 @@ export const QuantLinear: OpDefinition<LinearAttributes> = defineOp<LinearAttrib
     return [{ dtype: inputs[INPUT.residual] ? 'f32' : attributes.out, shape: [x.shape[0]!, w.outFeatures] }]
   },
   lower(g, inputs, attributes) {
-    const x = inputs[INPUT.x]!
+    const x = applyPrologue(inputs[INPUT.x]!, inputs[INPUT.beside] ?? null, attributes)
     const w = weightOf(inputs, attributes, INPUT.weight)
     let y = matMul(x, transposeLast(dequantize(w)))
     const table = inputs[INPUT.slotTable]

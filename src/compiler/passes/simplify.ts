@@ -130,6 +130,37 @@ export function groupNodes(graph: Graph): void {
   graph.nodes = substitute(graph, kept, replaced)
 }
 
+/** Where an op can take over what makes its input 0 and is its only reader, one node stands for both. */
+export function absorbProducers(graph: Graph): void {
+  const reads = new Map<Value, number>()
+  const read = (value: Value | null) => value && reads.set(value, (reads.get(value) ?? 0) + 1)
+  for (const node of graph.nodes) node.inputs.forEach(read)
+  for (const value of [...graph.outputs.values(), ...graph.updates.values()]) read(value)
+  const replaced = new Map<Value, Value>()
+  const absorbed = new Set<Node>()
+  const kept: Node[] = []
+  for (const node of [...graph.nodes]) {
+    const producer = node.inputs[0]?.producer
+    const isNear = producer?.place.block === node.place.block && producer.place.phase === node.place.phase
+    const isFree = producer && isNear && reads.get(node.inputs[0]!) === 1
+    const made = isFree ? node.op.absorb?.(node, producer) : null
+    if (!made) {
+      kept.push(node)
+      continue
+    }
+    const outputs = graph.at(node.place, () => graph.apply(made.op, made.inputs, made.attributes))
+    kept.push(graph.nodes.pop()!)
+    absorbed.add(producer!)
+    for (const [i, y] of node.outputs.entries()) replaced.set(y, outputs[i]!)
+  }
+  if (absorbed.size === 0) return
+  graph.nodes = substitute(
+    graph,
+    kept.filter((node) => !absorbed.has(node)),
+    replaced,
+  )
+}
+
 /** All nodes that the values depend on. */
 function upstream(values: readonly (Value | null)[]): Set<Node> {
   const found = new Set<Node>()
@@ -149,4 +180,5 @@ export function simplify(graph: Graph): void {
   shareSubexpressions(graph)
   removeDeadCode(graph)
   groupNodes(graph)
+  absorbProducers(graph)
 }

@@ -9,6 +9,8 @@ interface PagedCase {
   readonly headDim: number
   readonly cacheType: CacheType
   readonly window?: number
+  /** Queries and keys come unturned, with the angles' cosines and sines. */
+  readonly turns?: boolean
   /** Per batch: the tokens that each sequence gets, in rows of sequence after sequence. */
   readonly batches: readonly (readonly number[])[]
 }
@@ -63,7 +65,9 @@ function paged(name: string, p: PagedCase, tolerance: number): OpCase {
         const q = c.activation(`q${b}`, [n, p.heads * p.headDim])
         const k = c.activation(`k${b}`, [n, p.kvHeads * p.headDim])
         const v = c.activation(`v${b}`, [n, p.kvHeads * p.headDim])
-        const result = pagedAttention(q, k, v, at, cache, shape)
+        const angles = (name: string) => c.real(`${name}${b}`, [n, p.headDim / 2], 0.6)
+        const rotation = p.turns ? { rotation: { cosine: angles('cos'), sine: angles('sin') } } : {}
+        const result = pagedAttention(q, k, v, at, cache, { ...shape, ...rotation })
         cache = result.cache
         outputs[`y${b}`] = result.out
         for (const [s] of rows) done[s]!++
@@ -104,6 +108,20 @@ export const pagedAttentionCases: OpCase[] = [
     },
     2e-6,
   ),
+  paged(
+    'turned',
+    {
+      ...large,
+      cacheType: 'f32',
+      turns: true,
+      batches: [
+        [40, 5],
+        [1, 1],
+      ],
+    },
+    4e-6,
+  ),
+  paged('turned, int8', { ...small, cacheType: 'int8', turns: true, batches: [[33], [1], [2]] }, 2e-2),
   paged('past a chunk of keys', { ...large, cacheType: 'f32', batches: [[530], [1], [3]] }, 4e-6),
   paged(
     'a window',

@@ -1,6 +1,9 @@
+import type { Value } from '../../../src/compiler/graph.js'
+import { rmsNorm } from '../../../src/compiler/ops/norms.js'
 import { floatBits, quantLinear, rowNorms } from '../../../src/compiler/ops/quant-linear.js'
+import { swiGlu } from '../../../src/compiler/ops/rotary.js'
 import type { WeightFormat } from '../../../src/compiler/ops/weight.js'
-import type { OpCase } from '../case.js'
+import type { CaseBuilder, OpCase } from '../case.js'
 
 /** K, Nout, rank: odd row counts and sizes off every tile. */
 const sizes = [
@@ -91,6 +94,15 @@ export const rowNormCases: OpCase[] = formats.map(([format, block]) => ({
   },
 }))
 
+/** What makes a linear's x; the compiler lets linears of few rows do it themselves. */
+type Before = 'nothing' | 'a norm' | 'a gating'
+
+function prepared(c: CaseBuilder, before: Before, k: number): Value {
+  if (before === 'a norm') return rmsNorm(c.real('x', ['N', k], 2), c.real('norm', [k], 0.2, 1), 1e-5)
+  const x = c.activation('x', ['N', k])
+  return before === 'nothing' ? x : swiGlu(x, c.activation('up', ['N', k]))
+}
+
 /** Rows of a batch that serves: two adapters (one with DoRA's factor), an empty slot, and the base. */
 function served(
   format: WeightFormat,
@@ -99,6 +111,7 @@ function served(
   k: number,
   out: number,
   role: 'prefill' | 'decode',
+  before: Before = 'nothing',
 ): OpCase {
   const ranks = [4, 0, 16]
   const maxRank = Math.max(...ranks)
@@ -112,7 +125,7 @@ function served(
   const slotOf = (row: number) => (role === 'prefill' ? 2 : [0, -1, 2, 1][row % 4]!)
   return {
     op: 'QuantLinear',
-    name: `${role}, ${format} block ${block}, ${n}×${k}×${out}`,
+    name: `${role}, ${format} block ${block}, ${n}×${k}×${out}, after ${before}`,
     dims: { N: n },
     build(c) {
       const slots = {
@@ -129,7 +142,7 @@ function served(
       const residual = c.real('residual', ['N', out])
       const bias = c.real('bias', [out])
       return {
-        y: quantLinear(c.activation('x', ['N', k]), c.weight('w', format, block, out, k), {
+        y: quantLinear(prepared(c, before, k), c.weight('w', format, block, out, k), {
           slots,
           role,
           residual,
@@ -146,20 +159,25 @@ export const servedLinearCases: OpCase[] = [
   ...[1, 2, 3, 8, 13, 64].map((n) => served('int4', 32, n, 576, 200, 'decode')),
   served('int8', 32, 9, 576, 1030, 'decode'),
   served('int4', 32, 33, 192, 72, 'prefill'),
+  ...[1, 7].flatMap((n) => [
+    served('int4', 32, n, 192, 72, 'decode', 'a norm'),
+    served('int8', 32, n, 192, 72, 'decode', 'a gating'),
+    served('nf4', 64, n, 192, 72, 'decode', 'a gating'),
+  ]),
 ]
 
 /** Three linears of one x, each with its slots, as the compiler puts them together. */
-function group(format: WeightFormat, n: number): OpCase {
+function group(format: WeightFormat, n: number, before: Before = 'nothing'): OpCase {
   const k = 192
   const outs = [72, 40, 200]
   const rank = 4
   const floats = Math.max(...outs) * rank + k * rank
   return {
     op: 'QuantLinearGroup',
-    name: `${format}, ${n} rows`,
+    name: `${format}, ${n} rows, after ${before}`,
     dims: { N: n },
     build(c) {
-      const x = c.activation('x', ['N', k])
+      const x = prepared(c, before, k)
       const arena = c.real('arena', [outs.length * floats], 0.1, 0.02, 'parameter')
       const rowSlot = c.given(
         'rowSlot',
@@ -179,4 +197,10 @@ function group(format: WeightFormat, n: number): OpCase {
   }
 }
 
-export const groupCases: OpCase[] = [group('int4', 1), group('int4', 7), group('int8', 5)]
+export const groupCases: OpCase[] = [
+  group('int4', 1),
+  group('int4', 7),
+  group('int8', 5),
+  group('int4', 1, 'a norm'),
+  group('int4sym', 5, 'a norm'),
+]

@@ -12,8 +12,8 @@
 
 namespace espalier {
 
-/// Groups of kLanes columns that a task multiplies together.
-constexpr int kGroups = kLanes == 16 ? 2 : 1;
+/// Rows of x that meet a stripe together.
+constexpr int kTogether = kLanes == 16 ? 8 : 4;
 
 /// Rows of x as bytes, [row][K / 4] words; per block its scale and the sum of its bytes. For 4-bit codes the words come in
 /// the order of nibbles: of eight elements first those at even places, then those at odd ones.
@@ -74,55 +74,52 @@ struct StripeColumns {
   }
 };
 
-/// sums[i * G + g] = columns of group g of row `row` + i, i < R: G groups of kLanes columns share a row's bytes.
-template <Format format, int R, int G>
-inline void multiplyBytes(const ByteRows& x, int64_t row, const StripeColumns* columns, int64_t perScale, bool fetches, Vec* sums) {
+/// sums[i] = kLanes columns of row `row` + i, i < R.
+template <Format format, int R>
+inline void multiplyBytes(const ByteRows& x, int64_t row, const StripeColumns& columns, int64_t perScale, bool fetches, Vec* sums) {
   constexpr bool isNibbles = format != Format::int8;
   constexpr int kWords = isNibbles ? 4 : 8;  // of a block: eight steps either way
   const int64_t blocks = x.blocks(), stride = x.columns / 4;
   const uint32_t* at = x.words + row * stride;
   const float *xScale = x.scales + row * blocks, *xSum = x.sums + row * blocks;
-  Vec total[R][G] = {};
+  Vec total[R] = {};
   for (int64_t b = 0; b < blocks; b++) {
-    if (fetches)
-      for (int g = 0; g < G; g++) columns[g].fetch(b, kWords, format == Format::int4);
-    IVec s[R][G];
+    if (fetches) columns.fetch(b, kWords, format == Format::int4);
+    IVec s[R];
 #pragma GCC unroll 8
-    for (int i = 0; i < R; i++)
-#pragma GCC unroll 2
-      for (int g = 0; g < G; g++) s[i][g] = isNibbles ? IVec{} : startOfBytes(static_cast<int32_t>(xSum[i * blocks + b]));
+    for (int i = 0; i < R; i++) s[i] = isNibbles ? IVec{} : startOfBytes(static_cast<int32_t>(xSum[i * blocks + b]));
 #pragma GCC unroll 8
     for (int j = 0; j < kWords; j++) {
-      UVec w[G];
-#pragma GCC unroll 2
-      for (int g = 0; g < G; g++) w[g] = reinterpret_cast<UVec>(loadI(columns[g].words + (b * kWords + j) * kStripeRows));
+      const UVec w = reinterpret_cast<UVec>(loadI(columns.words + (b * kWords + j) * kStripeRows));
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++) {
         const uint32_t* own = at + i * stride + b * 8;
-#pragma GCC unroll 2
-        for (int g = 0; g < G; g++) {
-          if (isNibbles) s[i][g] = addCodes(addCodes(s[i][g], w[g] & 0x0f0f0f0fu, own[2 * j]), (w[g] >> 4) & 0x0f0f0f0fu, own[2 * j + 1]);
-          else s[i][g] = dotBytes(s[i][g], w[g], own[j]);
-        }
+        if (isNibbles) s[i] = addCodes(addCodes(s[i], w & 0x0f0f0f0fu, own[2 * j]), (w >> 4) & 0x0f0f0f0fu, own[2 * j + 1]);
+        else s[i] = dotBytes(s[i], w, own[j]);
       }
     }
-#pragma GCC unroll 2
-    for (int g = 0; g < G; g++) {
-      const int64_t place = b / perScale * kStripeRows;
-      const Vec scale = loadHalves(columns[g].scales + place, kLanes);
-      const Vec offset = format == Format::int4 ? loadHalves(columns[g].offsets + place, kLanes) : format == Format::int4Symmetric ? scale * -8.f : zero();
+    const int64_t place = b / perScale * kStripeRows;
+    const Vec scale = loadHalves(columns.scales + place, kLanes);
+    const Vec offset = format == Format::int4 ? loadHalves(columns.offsets + place, kLanes) : format == Format::int4Symmetric ? scale * -8.f : zero();
 #pragma GCC unroll 8
-      for (int i = 0; i < R; i++) {
-        Vec t = toVec(isNibbles ? closeCodes(s[i][g]) : s[i][g]) * scale;
-        if (isNibbles) t = fma(offset, set1(xSum[i * blocks + b]), t);
-        total[i][g] = fma(t, set1(xScale[i * blocks + b]), total[i][g]);
-      }
+    for (int i = 0; i < R; i++) {
+      Vec t = toVec(isNibbles ? closeCodes(s[i]) : s[i]) * scale;
+      if (isNibbles) t = fma(offset, set1(xSum[i * blocks + b]), t);
+      total[i] = fma(t, set1(xScale[i * blocks + b]), total[i]);
     }
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < R; i++)
-#pragma GCC unroll 2
-    for (int g = 0; g < G; g++) sums[i * G + g] = total[i][g];
+  for (int i = 0; i < R; i++) sums[i] = total[i];
+}
+
+/// `count` rows, at most R, in one pass: sums [count][kLanes].
+template <Format format, int R>
+inline void multiplyRows(const ByteRows& x, int64_t row, int64_t count, const StripeColumns& columns, int64_t perScale, bool fetches, float* sums) {
+  if constexpr (R > 1)
+    if (count < R) return multiplyRows<format, R - 1>(x, row, count, columns, perScale, fetches, sums);
+  Vec s[R];
+  multiplyBytes<format, R>(x, row, columns, perScale, fetches, s);
+  for (int i = 0; i < R; i++) store(sums + i * kLanes, s[i]);
 }
 
 /// A stripe of fewer rows is copied to one of kStripeRows; the lanes that this adds hold zeros.
@@ -225,7 +222,7 @@ template <Format format> const char* runDecodeOf(Context& context, const LinearO
   for (int m = 0; m < memberCount; m++) {
     if (const char* problem = members[m].findAdapters()) return problem;
     maxRank = std::max(maxRank, members[m].maxRank);
-    members[m].tasks = (members[m].in.weights.rows + kGroups * kLanes - 1) / (kGroups * kLanes);
+    members[m].tasks = (members[m].in.weights.rows + kLanes - 1) / kLanes;
     tasks += members[m].tasks;
   }
   const int64_t wideFloats = WideStripe::floats(columns / shared.weights.codesPerWord(), columns / block);
@@ -234,7 +231,7 @@ template <Format format> const char* runDecodeOf(Context& context, const LinearO
   const int64_t xSumsAt = carver.floats(rows * columns / kXBlock), thinAt = carver.floats(memberCount * rows * maxRank);
   const int64_t preparedAt = carver.floats(options.prologue == Prologue::none ? 0 : rows * columns);
   const int64_t rankPadded = roundUp(maxRank, kLanes);
-  const int64_t perWorker = roundUp(wideFloats + (rankPadded + kGroups * rows) * kLanes, 16);
+  const int64_t perWorker = roundUp(wideFloats + (rankPadded + rows) * kLanes, 16);
   const int64_t workersAt = carver.floats(perWorker * threads);
   auto* scratch = static_cast<float*>(context.scratch(carver.bytes()));
   if (!scratch) return "QuantLinear: out of memory";
@@ -272,46 +269,20 @@ template <Format format> const char* runDecodeOf(Context& context, const LinearO
       first(
           [&] { for (int64_t row = 0; row < rows; row++) prepare(row); },
           [&] {
-            const auto* start = reinterpret_cast<const char*>(weights.codeWord(task * kGroups * kLanes, 0));
+            const auto* start = reinterpret_cast<const char*>(weights.codeWord(task * kLanes, 0));
             for (int64_t i = 0; i < kAheadBytes; i += 64) __builtin_prefetch(start + i);
           });
     }
     float* room = scratch + workersAt + worker * perWorker;
     float *b = room + wideFloats, *sums = b + rankPadded * kLanes;
-    const int64_t begin = task * kGroups * kLanes, count = std::min<int64_t>(kGroups, (weights.rows - begin + kLanes - 1) / kLanes);
-    StripeColumns stripes[kGroups] = {};
-    for (int64_t g = 0; g < count; g++) {
-      const int64_t column = begin + g * kLanes, place = weights.scalePlace(column, 0);
-      if (stripeHeight(weights.rows, column) < kStripeRows) stripes[g] = WideStripe::widen(weights, column, room);
-      else stripes[g] = {weights.codeWord(column, 0), static_cast<const uint16_t*>(weights.w[1]) + place,
-                         weights.w[2] ? static_cast<const uint16_t*>(weights.w[2]) + place : nullptr};
-    }
-    if (rows == 1) {  // one stream after the other: memory is what it waits for
-      for (int64_t g = 0; g < count; g++) {
-        Vec sum;
-        multiplyBytes<format, 1, 1>(x, 0, stripes + g, perScale, true, &sum);
-        store(sums, sum);
-        member->finish(begin + g * kLanes, sums, kLanes, b);
-      }
-      return;
-    }
-    int64_t row = 0;
-    const auto tiles = [&](auto rowCount, auto groupCount) {
-      constexpr int R = decltype(rowCount)::value, G = decltype(groupCount)::value;
-      for (; row + R <= rows; row += R) {
-        Vec s[R * G];
-        multiplyBytes<format, R, G>(x, row, stripes, perScale, row == 0, s);
-        for (int i = 0; i < R * G; i++) store(sums + (row * G + i) * kLanes, s[i]);
-      }
-    };
-    const auto allRows = [&](auto groupCount) {
-      tiles(std::integral_constant<int, 4>(), groupCount);
-      tiles(std::integral_constant<int, 2>(), groupCount);
-      tiles(std::integral_constant<int, 1>(), groupCount);
-    };
-    if (count == 1) allRows(std::integral_constant<int, 1>());
-    else allRows(std::integral_constant<int, kGroups>());
-    for (int64_t g = 0; g < count; g++) member->finish(begin + g * kLanes, sums + g * kLanes, count * kLanes, b);
+    const int64_t column = task * kLanes, place = weights.scalePlace(column, 0);
+    const auto *scales = static_cast<const uint16_t*>(weights.w[1]), *offsets = static_cast<const uint16_t*>(weights.w[2]);
+    const StripeColumns stripe = stripeHeight(weights.rows, column) < kStripeRows
+                                     ? WideStripe::widen(weights, column, room)
+                                     : StripeColumns{weights.codeWord(column, 0), scales + place, offsets ? offsets + place : nullptr};
+    for (int64_t row = 0; row < rows; row += kTogether)
+      multiplyRows<format, kTogether>(x, row, std::min<int64_t>(kTogether, rows - row), stripe, perScale, row == 0, sums + row * kLanes);
+    member->finish(column, sums, kLanes, b);
   });
   return nullptr;
 }

@@ -30,6 +30,7 @@ export type StockRequest =
   | { kind: 'program'; program: number; models: readonly Uint8Array[]; steps: StockStep[] }
   | { kind: 'run'; program: number; from: number; to: number; shapes: StepShapes[]; cancelled: Int32Array }
   | { kind: 'close'; program: number }
+  | { kind: 'end' }
 export type StockReply =
   | { id: number; result: Float64Array | null }
   | { id: number; error: string; isCancelled: boolean }
@@ -152,6 +153,11 @@ async function runStep(session: InferenceSession, step: StockStep, shapes: StepS
   }
 }
 
+async function closeProgram(id: number): Promise<void> {
+  for (const session of programs.get(id)?.sessions ?? []) await session.release()
+  programs.delete(id)
+}
+
 async function answer(request: StockRequest): Promise<Float64Array | null> {
   switch (request.kind) {
     case 'buffer':
@@ -182,8 +188,11 @@ async function answer(request: StockRequest): Promise<Float64Array | null> {
       return stepMs
     }
     case 'close':
-      for (const session of programs.get(request.program)?.sessions ?? []) await session.release()
-      programs.delete(request.program)
+      await closeProgram(request.program)
+      return null
+    case 'end':
+      for (const program of [...programs.keys()]) await closeProgram(program)
+      port.close() // nothing keeps the thread then
       return null
   }
 }
@@ -192,7 +201,8 @@ let queue: Promise<void> = Promise.resolve()
 port.on('message', ({ id, request }: { id: number; request: StockRequest }) => {
   queue = queue.then(async () => {
     try {
-      port.postMessage({ id, result: await answer(request) } satisfies StockReply)
+      const result = await answer(request)
+      if (request.kind !== 'end') port.postMessage({ id, result } satisfies StockReply)
     } catch (error) {
       const isCancelled = error instanceof CancelledError
       port.postMessage({ id, error: (error as Error).message, isCancelled } satisfies StockReply)

@@ -40,6 +40,9 @@ export function openStock(options: RuntimeOptions, reason: string): Runtime {
   })
 }
 
+/** How long a thread that was asked to end may take. */
+const END_MS = 30_000
+
 /** The worker thread and the requests that it has not answered. */
 class StockThread {
   readonly #worker: Worker
@@ -62,7 +65,9 @@ class StockThread {
       : new Worker(url, { workerData: data })
     this.#worker.unref()
     this.#worker.on('message', (reply: StockReply) => {
-      const { resolve, reject } = this.#waiting.get(reply.id)!
+      const waiting = this.#waiting.get(reply.id)
+      if (!waiting) return
+      const { resolve, reject } = waiting
       this.#forget(reply.id)
       if ('error' in reply)
         reject(Object.assign(new Error(reply.error), reply.isCancelled ? { code: 'ESPALIER_CANCELLED' } : {}))
@@ -84,8 +89,18 @@ class StockThread {
     })
   }
 
+  /**
+   * Lets the thread end by itself once it has answered everything: terminated inside the native binding, it could take
+   * the process with it.
+   */
   async end(): Promise<void> {
-    await this.#worker.terminate()
+    if (this.#failure) return
+    const exit = new Promise((resolve) => this.#worker.once('exit', resolve))
+    this.#worker.ref()
+    this.#worker.postMessage({ id: -1, request: { kind: 'end' } satisfies StockRequest })
+    const patience = setTimeout(() => void this.#worker.terminate(), END_MS)
+    await exit
+    clearTimeout(patience)
   }
 
   #forget(id: number): void {

@@ -153,7 +153,9 @@ function servedBlock(role: 'prefill' | 'decode', strict: boolean): string[] {
   const options = { kernels: true, activationType: strict ? 'f32' : 'bf16', strict } as const
   const graph = pagedGraph(architecture, options, { config, formats, paged })
   simplify(graph)
-  return graph.nodes.flatMap(({ op, place }) => (place.block === 'block.1' && op.domain === 'espalier' ? [op.opType] : []))
+  return graph.nodes.flatMap(({ op, place }) =>
+    place.block === 'block.1' && op.domain === 'espalier' ? [op.opType] : [],
+  )
 }
 
 describe('fusion', () => {

@@ -18,15 +18,14 @@ struct Weights {
   DType dtype = DType::f32;  // of w[0]
   int32_t block = 32;
   int64_t rows = 0, columns = 0;
+  int64_t rowWords = 0, rowBlocks = 0;  // of a row: 32-bit words of codes, blocks
   const void* w[4] = {};
 
   int64_t codesPerWord() const { return format == Format::int8 ? 4 : 8; }
   /// A word of a row's codes; the row's next one is stripeHeight(rows, row) further.
-  const uint32_t* codeWord(int64_t row, int64_t word) const {
-    return static_cast<const uint32_t*>(w[0]) + stripePlace(rows, columns / codesPerWord(), row, word);
-  }
+  const uint32_t* codeWord(int64_t row, int64_t word) const { return static_cast<const uint32_t*>(w[0]) + stripePlace(rows, rowWords, row, word); }
   /// Where the half-precision scale (and offset) of a row's block is.
-  int64_t scalePlace(int64_t row, int64_t b) const { return stripePlace(rows, columns / block, row, b); }
+  int64_t scalePlace(int64_t row, int64_t b) const { return stripePlace(rows, rowBlocks, row, b); }
 };
 
 /// Inputs first .. first + 3 as a weight. Null, or what is wrong with them.
@@ -52,7 +51,8 @@ inline const char* readWeights(Context& context, int first, int64_t format, int6
   }
   if (out.format == Format::nf4) block = 64;
   if (out.columns % block != 0) return "weight: the inner dimension must be a multiple of the block";
-  const int64_t blocks = out.rows * (out.columns / block);
+  out.rowWords = out.columns / out.codesPerWord(), out.rowBlocks = out.columns / block;
+  const int64_t blocks = out.rows * out.rowBlocks;
   if (out.format == Format::nf4) {
     if (w1.dtype != DType::u8 || w1.size() < blocks) return "weight: NF4 needs a uint8 absmax code per 64 values in W1";
     if (w2.dtype != DType::f32 || w2.size() < (blocks + 255) / 256) return "weight: NF4 needs a float per 256 blocks in W2";
@@ -81,17 +81,6 @@ ESPALIER_INLINE Vec loadHalves(const uint16_t* p, int64_t n) {
   return v;
 #endif
 }
-/// One half as a float in every lane.
-ESPALIER_INLINE Vec broadcastHalf(const uint16_t* p) {
-#if ESPALIER_LANES == 16
-  return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(*p)));
-#elif ESPALIER_LANES == 8
-  return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(*p)));
-#else
-  return set1(halfToFloat(*p));
-#endif
-}
-
 /// absmax of NF4's flat block b: product and sum rounded one after the other, as bitsandbytes does.
 inline float nf4Absmax(const Weights& weights, int64_t b) {
   volatile const float product = kDynamicMap[static_cast<const uint8_t*>(weights.w[1])[b]] * static_cast<const float*>(weights.w[2])[b / 256];
@@ -102,7 +91,7 @@ inline float nf4Absmax(const Weights& weights, int64_t b) {
 ESPALIER_INLINE void blockScale(const Weights& weights, int64_t row, int64_t b, float& scale, float& offset) {
   offset = 0;
   if (weights.format == Format::nf4) {
-    scale = nf4Absmax(weights, row * (weights.columns / weights.block) + b);
+    scale = nf4Absmax(weights, row * weights.rowBlocks + b);
     return;
   }
   const int64_t place = weights.scalePlace(row, b);

@@ -75,7 +75,7 @@ ESPALIER_INLINE void laneScales(const Weights& weights, int64_t row, int64_t pre
   offset = zero();
   if constexpr (kind == CodeKind::nf4) {
     alignas(64) float lanes[kLanes] = {};
-    for (int64_t i = 0; i < present; i++) lanes[i] = nf4Absmax(weights, (row + i) * (weights.columns / weights.block) + b);
+    for (int64_t i = 0; i < present; i++) lanes[i] = nf4Absmax(weights, (row + i) * weights.rowBlocks + b);
     scale = load(lanes);
   } else {
     const int64_t place = weights.scalePlace(row, b);
@@ -114,43 +114,41 @@ inline void packCodesAlong(const Weights& weights, int64_t row, int64_t columns,
   }
 }
 
-/// The scale (and offset) of block b of a row in every lane.
-template <CodeKind kind> ESPALIER_INLINE void broadcastScale(const Weights& weights, int64_t row, int64_t b, Vec& scale, Vec& offset) {
-  offset = zero();
-  if constexpr (kind == CodeKind::nf4) scale = set1(nf4Absmax(weights, row * (weights.columns / weights.block) + b));
-  else {
-    const int64_t place = weights.scalePlace(row, b);
-    scale = broadcastHalf(static_cast<const uint16_t*>(weights.w[1]) + place);
-    if constexpr (kind == CodeKind::affine)
-      offset = weights.format == Format::int4Symmetric ? scale * -8.f : broadcastHalf(static_cast<const uint16_t*>(weights.w[2]) + place);
-  }
-}
-
-/// Row by row (pair by pair): kLanes neighbouring codes of a row share one block.
+/// Stripe by stripe, row by row (pair by pair): kLanes neighbouring codes of a row share one block. `row` is even.
 template <class A, CodeKind kind>
 inline void packCodesDown(const Weights& weights, int64_t column, int64_t columns, int nv, int64_t row, int64_t k, uint32_t* out) {
-  constexpr int kCodes = kCodesPerWord<kind>;
-  for (int64_t i = 0; i < k; i += A::kPerStep) {
-    const int64_t has = std::min<int64_t>(A::kPerStep, k - i);
-    const uint32_t* words[2] = {};
-    int64_t height[2] = {};
-    for (int64_t p = 0; p < has; p++) words[p] = weights.codeWord(row + i + p, 0), height[p] = stripeHeight(weights.rows, row + i + p);
-    int64_t held = -1;
-    Vec scale[2] = {}, offset[2] = {};
-    for (int v = 0; v < nv; v++, out += kLanes) {
-      const int64_t at = column + v * kLanes, b = at / weights.block;
-      if (v * kLanes >= columns) {
-        store(reinterpret_cast<float*>(out), zero());
-        continue;
+  constexpr int kCodes = kCodesPerWord<kind>, kBlocks = kPanelColumns / 32 + 2;  // a panel may begin inside one
+  const int64_t firstBlock = column / weights.block;
+  int64_t blockOf[kMaxVectors], wordOf[kMaxVectors], codeOf[kMaxVectors];
+  for (int v = 0; v < nv; v++) {
+    const int64_t at = column + v * kLanes;
+    blockOf[v] = at / weights.block - firstBlock, wordOf[v] = at / kCodes, codeOf[v] = at % kCodes;
+  }
+  const int64_t blocks = (column + columns - 1) / weights.block - firstBlock + 1;
+  alignas(64) float scales[kBlocks][kStripeRows], offsets[kBlocks][kStripeRows];
+  for (int64_t i = 0, count; i < k; i += count) {
+    const int64_t inStripe = (row + i) % kStripeRows, first = row + i - inStripe, height = stripeHeight(weights.rows, first);
+    count = std::min(height - inStripe, k - i);
+    for (int64_t b = 0; b < blocks; b++)
+      for (int64_t l = 0; l < height; l += kLanes) {
+        Vec scale, offset;
+        laneScales<kind>(weights, first + l, std::min<int64_t>(kLanes, height - l), firstBlock + b, scale, offset);
+        store(scales[b] + l, scale), store(offsets[b] + l, offset);
       }
-      if (b != held) {
-        held = b;
-        for (int64_t p = 0; p < has; p++) broadcastScale<kind>(weights, row + i + p, b, scale[p], offset[p]);
+    const uint32_t* words = weights.codeWord(first, 0);
+    for (int64_t r = inStripe; r < inStripe + count; r += A::kPerStep) {
+      const bool hasSecond = A::kPerStep == 2 && r + 1 < inStripe + count;
+      for (int v = 0; v < nv; v++, out += kLanes) {
+        if (v * kLanes >= columns) {
+          store(reinterpret_cast<float*>(out), zero());
+          continue;
+        }
+        const float *scale = scales[blockOf[v]] + r, *offset = offsets[blockOf[v]] + r;
+        const uint32_t* p = words + wordOf[v] * height + r;
+        const Vec one = scaleCode<kind>(decodeRun<kind>(p, height, codeOf[v]), set1(scale[0]), set1(offset[0]));
+        const Vec two = hasSecond ? scaleCode<kind>(decodeRun<kind>(p + 1, height, codeOf[v]), set1(scale[1]), set1(offset[1])) : zero();
+        store(reinterpret_cast<float*>(out), A::join(one, two));
       }
-      Vec values[2] = {zero(), zero()};
-      for (int64_t p = 0; p < has; p++)
-        values[p] = scaleCode<kind>(decodeRun<kind>(words[p] + at / kCodes * height[p], height[p], at % kCodes), scale[p], offset[p]);
-      store(reinterpret_cast<float*>(out), A::join(values[0], values[1]));
     }
   }
 }

@@ -124,10 +124,10 @@ inline void multiplyRows(const ByteRows& x, int64_t row, int64_t count, const St
 
 /// A stripe of fewer rows is copied to one of kStripeRows; the lanes that this adds hold zeros.
 struct WideStripe {
-  static int64_t floats(int64_t words, int64_t blocks) { return roundUp(words * kStripeRows + blocks * kStripeRows, 16); }
+  static int64_t floats(const Weights& w) { return (w.rowWords + w.rowBlocks) * kStripeRows; }
 
   static StripeColumns widen(const Weights& w, int64_t row, float* room) {
-    const int64_t words = w.columns / w.codesPerWord(), blocks = w.columns / w.block, height = stripeHeight(w.rows, row);
+    const int64_t words = w.rowWords, blocks = w.rowBlocks, height = stripeHeight(w.rows, row);
     const int64_t first = row / kStripeRows * kStripeRows;
     auto* codes = reinterpret_cast<uint32_t*>(room);
     auto *scales = reinterpret_cast<uint16_t*>(codes + words * kStripeRows), *offsets = scales + blocks * kStripeRows;
@@ -225,7 +225,7 @@ template <Format format> const char* runDecodeOf(Context& context, const LinearO
     members[m].tasks = (members[m].in.weights.rows + kLanes - 1) / kLanes;
     tasks += members[m].tasks;
   }
-  const int64_t wideFloats = WideStripe::floats(columns / shared.weights.codesPerWord(), columns / block);
+  const int64_t wideFloats = WideStripe::floats(shared.weights);
   Carver carver;
   const int64_t wordsAt = carver.floats(rows * columns / 4), xScalesAt = carver.floats(rows * columns / kXBlock);
   const int64_t xSumsAt = carver.floats(rows * columns / kXBlock), thinAt = carver.floats(memberCount * rows * maxRank);

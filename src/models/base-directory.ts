@@ -10,7 +10,7 @@ import { FormatError } from './format-error.js'
 import { findFormat } from './formats/index.js'
 import { openSafetensors, type SafetensorsFile } from './safetensors.js'
 import { FILLER_PREFIX } from './safetensors-writer.js'
-import type { Striping } from './stripes.js'
+import { type Striping, stripingOf } from './stripes.js'
 
 export const BASE_VERSION = 1
 
@@ -111,7 +111,7 @@ function expectedParts(name: string, stored: StoredWeight): StoredPart[] {
     name: name + part.suffix,
     dtype: part.dtype,
     shape: part.shape,
-    striping: part.stripeUnit === 0 ? null : { rows: rows!, unitBytes: part.stripeUnit },
+    striping: stripingOf(part, rows!),
   }))
 }
 

@@ -5,6 +5,7 @@ import { parseModelConfig } from '../../src/models/config.js'
 import { toHalf } from '../../src/models/float16.js'
 import { architectureOf } from '../../src/models/index.js'
 import { type LoadedBase, type MemoryTensor, memoryBase } from '../../src/models/loaded-base.js'
+import { stripingOf } from '../../src/models/stripes.js'
 import type { Runtime } from '../../src/runtime/types.js'
 import type { MicroBatch, TrainProgram } from '../../src/training/program.js'
 import { openTrainProgram } from '../../src/training/step.js'
@@ -31,7 +32,8 @@ export function tinyBase(runtime: Runtime, format: WeightFormat = 'int4'): Loade
     new Uint8Array(array.buffer as ArrayBuffer, array.byteOffset, array.byteLength)
   const matrix = (name: string, kind: WeightFormat, outFeatures: number, inFeatures: number) => {
     formats.set(name, { format: kind, block: 32, shape: [outFeatures, inFeatures] })
-    for (const { suffix, dtype, shape, stripeUnit } of weightTensors(kind, 32, outFeatures, inFeatures)) {
+    for (const part of weightTensors(kind, 32, outFeatures, inFeatures)) {
+      const { suffix, dtype, shape } = part
       const values = Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => random())
       const array =
         dtype === 'f16'
@@ -39,8 +41,7 @@ export function tinyBase(runtime: Runtime, format: WeightFormat = 'int4'): Loade
           : dtype === 'f32'
             ? Float32Array.from(values, (x) => (x - 0.5) * 0.5)
             : Uint8Array.from(values, (x) => x * 256)
-      const striping = stripeUnit === 0 ? null : { rows: outFeatures, unitBytes: stripeUnit }
-      tensors.set(name + suffix, { dtype, bytes: bytes(array), striping })
+      tensors.set(name + suffix, { dtype, bytes: bytes(array), striping: stripingOf(part, outFeatures) })
     }
   }
   const norm = (name: string) =>

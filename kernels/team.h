@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "pause.h"
+#include "processor.h"
 
 namespace espalier {
 
@@ -46,6 +47,7 @@ class Team {
     user_.store(user, std::memory_order_relaxed);
     tasks_.store(tasks, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
+    callersProcessor_.store(currentProcessor(), std::memory_order_relaxed);
     const uint64_t loop = ++loops_ & 0xffffffffu;
     ticket_.store(loop << 32, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
@@ -53,16 +55,13 @@ class Team {
       wake_.notify_all();
     }
     work(loop);
-    for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; spins++)
-      if (spins < kPatience) pauseThread();
-      else std::this_thread::yield();  // a helper lost its processor
+    spinUntil([&] { return done_.load(std::memory_order_acquire) >= tasks; });
     // Whoever still looks at this loop must not take a task of the next one for one of it.
     ticket_.store(loop << 32 | kClosed, std::memory_order_seq_cst);
   }
 
  private:
   static constexpr int64_t kClosed = 0xffffffff;
-  static constexpr int kPatience = 20000;
   static constexpr std::chrono::microseconds kSpin{2000};
 
   /// Takes tasks of a loop until none is left. What describes the loop changes only while its ticket is closed, and a taken
@@ -89,9 +88,16 @@ class Team {
     uint64_t seen = 0;
     for (;;) {
       const auto sleepsAt = std::chrono::steady_clock::now() + kSpin;
+      bool hasMoved = false;
       for (int spins = 1; !hasLoop(seen); spins++) {
         pauseThread();
-        if (spins % 64 || std::chrono::steady_clock::now() < sleepsAt) continue;
+        if (spins % 64) continue;
+        // Spinning where the caller ran, and will wake, keeps both on one processor.
+        if (const int here = currentProcessor(); !hasMoved && here >= 0 && here == callersProcessor_.load(std::memory_order_relaxed)) {
+          leaveProcessor(here);
+          hasMoved = true;
+        }
+        if (std::chrono::steady_clock::now() < sleepsAt) continue;
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_.fetch_add(1, std::memory_order_seq_cst);
         wake_.wait(lock, [&] { return ends_ || hasLoop(seen); });
@@ -112,6 +118,7 @@ class Team {
   std::atomic<void (*)(void*, size_t)> body_{nullptr};
   std::atomic<void*> user_{nullptr};
   std::atomic<int64_t> tasks_{0};
+  std::atomic<int> callersProcessor_{-1};
   alignas(64) std::atomic<int64_t> done_{0};
   alignas(64) std::mutex mutex_;
   std::condition_variable wake_;

@@ -2,14 +2,11 @@
 // Loops are written over fixed lanes or short chunks so that the compiler's vectors serve each instruction set.
 #pragma once
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <thread>
 
-#include "../kernel.h"
-#include "../pause.h"
 #include "../simd.h"
+#include "loops.h"
 
 namespace espalier {
 
@@ -67,60 +64,5 @@ inline float dotElements(const float* a, const float* b, int64_t n) {
   for (; i < n; i += kLanes) even = fma(loadUpTo(a + i, n - i), loadUpTo(b + i, n - i), even);
   return reduceAdd(even + odd);
 }
-
-/// Elements [begin, end) in blocks of one fixed size, in parallel.
-template <typename F> void forBlocks(Context& context, int64_t total, int64_t block, F&& f) {
-  if (total <= 0) return;
-  context.parallelFor((total + block - 1) / block, [&](int64_t task) { f(task * block, std::min(total, (task + 1) * block)); });
-}
-
-/// f(worker, task) for every task in [0, tasks), handed out one by one to at most threads() workers: for uneven tasks,
-/// and for those that need a buffer per worker. A task's result may not depend on its worker.
-template <typename F> void forDynamic(Context& context, int64_t tasks, F&& f) {
-  std::atomic<int64_t> next{0};
-  const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(context.threads(), tasks));
-  context.parallelFor(workers, [&](int64_t worker) {
-    for (int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) f(worker, task);
-  });
-}
-
-/// f(worker, task) for every task in [0, tasks), on at most kMaxWorkers: each worker takes a run of neighbours, then what
-/// others have left, one by one. For tasks that read memory in their order. A task's result may not depend on its worker.
-constexpr int64_t kMaxWorkers = 64;
-template <typename F> void forRuns(Context& context, int64_t tasks, F&& f) {
-  struct alignas(64) Run {
-    std::atomic<int64_t> next;
-    int64_t end;
-  } runs[kMaxWorkers];
-  const int64_t workers = std::max<int64_t>(1, std::min({static_cast<int64_t>(context.threads()), tasks, kMaxWorkers}));
-  for (int64_t w = 0; w < workers; w++) runs[w].next = tasks * w / workers, runs[w].end = tasks * (w + 1) / workers;
-  context.parallelFor(workers, [&](int64_t worker) {
-    for (int64_t i = 0; i < workers; i++) {
-      Run& run = runs[(worker + i) % workers];
-      for (int64_t task = run.next.fetch_add(1); task < run.end; task = run.next.fetch_add(1)) f(worker, task);
-    }
-  });
-}
-
-/// Work too short to share: the first of several workers does it, the others do something of their own and wait for it.
-class FirstDoes {
- public:
-  template <typename Work, typename Meanwhile> void operator()(Work&& work, Meanwhile&& meanwhile) {
-    if (isDone_.load(std::memory_order_acquire)) return;
-    if (!isClaimed_.exchange(true)) {
-      work();
-      isDone_.store(true, std::memory_order_release);
-      return;
-    }
-    meanwhile();
-    for (int spins = 0; !isDone_.load(std::memory_order_acquire); spins++)
-      if (spins < kSpins) pauseThread();
-      else std::this_thread::yield();  // the first one lost its processor
-  }
-
- private:
-  static constexpr int kSpins = 2000;
-  std::atomic<bool> isClaimed_{false}, isDone_{false};
-};
 
 }  // namespace espalier

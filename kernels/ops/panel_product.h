@@ -16,6 +16,23 @@ constexpr int64_t kMaxBlockRows = 1024;
 /// Bytes of packed rows that one group of panels keeps in L2, and those that pass through it cheaply.
 constexpr int64_t kHotRowBytes = 160 << 10, kCheapRowBytes = 3 << 20;
 
+/// Rows of a block at least: a block unpacks the weights for itself.
+constexpr int64_t kMinBlockRows = 256;
+
+/// The rows of a product, up to kMaxBlockRows of them, in up to a block per thread (forStages gives each a thread of its own).
+struct RowBlocks {
+  int64_t rows, count, blockRows;
+  RowBlocks(int64_t rowCount, int threads)
+      : rows(rowCount), count(std::max<int64_t>(1, std::min<int64_t>(threads, rowCount / kMinBlockRows))),
+        blockRows(std::max<int64_t>(kGroupRows, roundUp((rowCount + count - 1) / count, kGroupRows))) {}
+  int64_t first(int64_t block) const { return block * blockRows; }
+  int64_t size(int64_t block) const { return std::max<int64_t>(0, std::min(blockRows, rows - first(block))); }
+  /// Row groups of a block, each kTilesPerGroup tiles.
+  int64_t groups(int64_t block) const { return (size(block) + kGroupRows - 1) / kGroupRows; }
+  /// Threads that work on a block.
+  int threads(int all) const { return static_cast<int>((all + count - 1) / count); }
+};
+
 /// How a product of given size is cut.
 struct ProductPlan {
   int64_t rows, columns, steps, tail;  // steps of k, then `tail` more (the adapter's)
@@ -45,6 +62,13 @@ struct ProductPlan {
   int64_t sumFloats() const { return (chunks > 1 ? tilesOf(blockRows) : 1) * kTileRows * kPanelColumns; }
   /// Scratch of one worker, in floats (a multiple of 16).
   int64_t workerFloats() const { return roundUp(groupPanels * (panelFloats() + sumFloats()), 16); }
+  /// Of one that works on any block of a product.
+  static int64_t workerFloats(const RowBlocks& blocks, int64_t columns, int64_t steps, int64_t tail, int threads) {
+    int64_t most = 0;
+    for (int64_t b = 0; b < blocks.count; b++)
+      most = std::max(most, ProductPlan(blocks.size(b), columns, steps, tail, blocks.threads(threads)).workerFloats());
+    return most;
+  }
 };
 
 /// Runs task `task` of the plan. a: packed rows, tiles of (steps + tail) steps.

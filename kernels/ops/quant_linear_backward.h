@@ -69,10 +69,11 @@ const char* runBackward(Context& context, const LinearGradInputs& in, const X* x
   const int64_t blockRows = std::min(in.rows, kBlock), groups = (blockRows + kGroupRows - 1) / kGroupRows;
   const int64_t tileStride = (ySteps + mainTail) * kTileRows, otherStride = tail * kTileRows;
   const int64_t rankWidth = roundUp(rank, kLanes), mSteps = stepsOf<A>(blockRows);
-  const ProductPlan largest(blockRows, columns, ySteps, mainTail, threads), smallest(in.rows % kBlock, columns, ySteps, mainTail, threads);
-  const ProductPlan other(blockRows, columns, 0, tail, threads), otherSmall(in.rows % kBlock, columns, 0, tail, threads);
-  const int64_t workerFloats = roundUp(std::max({largest.workerFloats(), smallest.workerFloats(), other.workerFloats(),
-                                                 otherSmall.workerFloats(), xSteps * kGroupRows}), 16);
+  const auto workerFloatsOf = [&](int64_t rows) {
+    const RowBlocks blocks(rows, threads);
+    return std::max(ProductPlan::workerFloats(blocks, columns, ySteps, mainTail, threads), ProductPlan::workerFloats(blocks, columns, 0, tail, threads));
+  };
+  const int64_t workerFloats = roundUp(std::max({workerFloatsOf(blockRows), workerFloatsOf(in.rows % kBlock), xSteps * kGroupRows}), 16);
   Carver carver;
   const int64_t packedAt = carver.floats(groups * kTilesPerGroup * tileStride);
   const int64_t otherAt = carver.floats(in.adapterX ? groups * kTilesPerGroup * otherStride : 0);
@@ -98,14 +99,15 @@ const char* runBackward(Context& context, const LinearGradInputs& in, const X* x
 
   for (int64_t row0 = 0; row0 < in.rows; row0 += kBlock) {
     const int64_t rows = std::min(kBlock, in.rows - row0);
-    forDynamic(context, (rows + kGroupRows - 1) / kGroupRows, [&](int64_t worker, int64_t g) {
-      const int64_t first = g * kGroupRows, row = row0 + first, present = std::min<int64_t>(kGroupRows, rows - first);
-      uint32_t* group = packed + g * kTilesPerGroup * tileStride;
+    const RowBlocks blocks(rows, threads);
+    const auto packGroup = [&](int64_t worker, int64_t block, int64_t g) {
+      const int64_t first = blocks.first(block) + g * kGroupRows, row = row0 + first, present = std::min<int64_t>(kGroupRows, rows - first);
+      uint32_t* group = packed + first / kTileRows * tileStride;
       packRows<A>(dY + row * out, out, present, out, group, tileStride);
       if (!rank) return;
       const auto scale = [&](int) { return adapter.scaling; };
       multiplyThin<A>(group, tileStride, b, scale, u + first * rank, rank);
-      packRows<A>(u + first * rank, rank, present, rank, packedU + g * kTilesPerGroup * uStride, uStride);
+      packRows<A>(u + first * rank, rank, present, rank, packedU + first / kTileRows * uStride, uStride);
       if (!wantsGradient) return;
       bool isDone = false;
       if constexpr (kRowsAreSteps<A, X>)
@@ -124,38 +126,41 @@ const char* runBackward(Context& context, const LinearGradInputs& in, const X* x
           packDown<A>(t + at * rank + r, rank, has, width, 1, tPacked + m * rankWidth + r);
           packDown<A>(u + at * rank + r, rank, has, width, 1, uPacked + m * rankWidth + r);
         }
-    });
-    const ProductPlan plan(rows, columns, ySteps, mainTail, threads), otherPlan(rows, columns, 0, tail, threads);
-    const int64_t mainTasks = wantsDX ? plan.tasks() : 0, otherTasks = wantsAdapterX ? otherPlan.tasks() : 0;
-    const int64_t aTasks = wantsGradient ? (columns + kGramColumns - 1) / kGramColumns : 0;
-    const int64_t bTasks = wantsGradient ? (out + kGramColumns - 1) / kGramColumns : 0;
-    const auto finish = [&](const Tensor& to, const float* added) {
-      return [&, added](int64_t tileRow, int64_t count, int64_t k, int64_t width, int64_t stride, const float* c) {
+    };
+    const auto planOf = [&](int64_t b) { return ProductPlan(blocks.size(b), columns, ySteps, mainTail, blocks.threads(threads)); };
+    const auto otherPlanOf = [&](int64_t b) { return ProductPlan(blocks.size(b), columns, 0, tail, blocks.threads(threads)); };
+    const auto mainTasks = [&](int64_t b) { return wantsDX ? planOf(b).tasks() : 0; };
+    const auto otherTasks = [&](int64_t b) { return wantsAdapterX ? otherPlanOf(b).tasks() : 0; };
+    const auto finish = [&](const Tensor& to, const float* added, int64_t first) {
+      return [&, added, first](int64_t tileRow, int64_t count, int64_t k, int64_t width, int64_t stride, const float* c) {
         for (int64_t i = 0; i < count; i++) {
-          const int64_t at = (row0 + tileRow + i) * columns + k;
+          const int64_t at = (row0 + first + tileRow + i) * columns + k;
           finishRow(to, at, c + i * stride, {nullptr, nullptr, nullptr, added ? added + at : nullptr}, width);
         }
       };
     };
-    forDynamic(context, mainTasks + otherTasks + aTasks + bTasks, [&](int64_t worker, int64_t task) {
+    const auto multiply = [&](int64_t worker, int64_t block, int64_t task) {
       float* own = scratch + workersAt + worker * workerFloats;
-      if (task < mainTasks) {
+      const int64_t first = blocks.first(block), tile = first / kTileRows, mains = mainTasks(block);
+      if (task < mains) {
         return runProductTask<A>(
-            plan, task, packed, own,
+            planOf(block), task, packed + tile * tileStride, own,
             [&](int64_t k, int64_t count, int nv, int64_t step, int64_t length, bool last, uint32_t* to) {
               const int64_t n = step * A::kPerStep;
               packWeightsDown<A>(weights, k, count, nv, n, std::min(length * A::kPerStep, out - n), to);
               if (last && mainTail) packA(k, count, nv, to + length * nv * kLanes);
             },
-            finish(in.dX, in.dXin));
+            finish(in.dX, in.dXin, first));
       }
-      if ((task -= mainTasks) < otherTasks) {
-        return runProductTask<A>(
-            otherPlan, task, packedU, own,
-            [&](int64_t k, int64_t count, int nv, int64_t, int64_t, bool, uint32_t* to) { packA(k, count, nv, to); },
-            finish(in.dAdapterX, nullptr));
-      }
-      if ((task -= otherTasks) < aTasks) {
+      runProductTask<A>(
+          otherPlanOf(block), task - mains, packedU + tile * uStride, own,
+          [&](int64_t k, int64_t count, int nv, int64_t, int64_t, bool, uint32_t* to) { packA(k, count, nv, to); },
+          finish(in.dAdapterX, nullptr, first));
+    };
+    const int64_t aTasks = wantsGradient ? (columns + kGramColumns - 1) / kGramColumns : 0;
+    const int64_t bTasks = wantsGradient ? (out + kGramColumns - 1) / kGramColumns : 0;
+    const auto addGradient = [&](int64_t, int64_t task) {
+      if (task < aTasks) {
         const int64_t k = task * kGramColumns, count = std::min(kGramColumns, columns - k);
         return runGramTask<A>(uPacked, rankWidth, rank, adapterX + row0 * columns + k, columns, rows, count,
                               [&](int64_t r, int64_t j, const float* c, int64_t width) {
@@ -170,7 +175,9 @@ const char* runBackward(Context& context, const LinearGradInputs& in, const X* x
                        float* g = in.gradient + in.bAt + (n + j) * rank + r;  // dB [out, rank]
                        for (int64_t l = 0; l < width; l++) g[l * rank] += c[l];
                      });
-    });
+    };
+    forStages(context, blocks.count, aTasks + bTasks,
+              [&](int64_t b) { return StageCounts{blocks.groups(b), mainTasks(b) + otherTasks(b)}; }, packGroup, multiply, addGradient);
   }
   return nullptr;
 }

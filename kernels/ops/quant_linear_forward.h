@@ -42,13 +42,13 @@ const char* runForward(Context& context, const LinearInputs& in, const X* x, con
   constexpr int64_t kBlock = kMaxBlockRows / kGroupRows * kGroupRows;
   const int64_t blockRows = std::min(in.rows, kBlock);
   const int64_t tileStride = (steps + tail) * kTileRows, groups = (blockRows + kGroupRows - 1) / kGroupRows;
-  const ProductPlan largest(blockRows, out, steps, tail, threads), smallest(in.rows % kBlock, out, steps, tail, threads);
+  const auto workerFloatsOf = [&](int64_t rows) { return ProductPlan::workerFloats(RowBlocks(rows, threads), out, steps, tail, threads); };
   int64_t maxRank = 0;
   if (in.rowSlot)
     for (int64_t s = 0; s < in.slots.count; s++) maxRank = std::max(maxRank, in.slots.table[s * 8 + 2]);
   // A worker either packs rows (a group of adapterX, t of that group) or multiplies a panel.
   const int64_t thinFloats = (adapterX ? steps * kGroupRows : 0) + kGroupRows * rank;
-  const int64_t workerFloats = roundUp(std::max({largest.workerFloats(), smallest.workerFloats(), thinFloats}), 16);
+  const int64_t workerFloats = roundUp(std::max({workerFloatsOf(blockRows), workerFloatsOf(in.rows % kBlock), thinFloats}), 16);
 
   Carver carver;
   const int64_t packedAt = carver.floats(groups * kTilesPerGroup * tileStride);
@@ -66,9 +66,11 @@ const char* runForward(Context& context, const LinearInputs& in, const X* x, con
   for (int64_t row0 = 0; row0 < in.rows; row0 += kBlock) {
     const int64_t rows = std::min(kBlock, in.rows - row0);
     if (in.rowSlot) slotDeltas(context, in, adapterX ? adapterX : x, row0, rows, scratch + deltaAt, scratch + rankAt, std::max<int64_t>(maxRank, 0));
-    forDynamic(context, (rows + kGroupRows - 1) / kGroupRows, [&](int64_t worker, int64_t g) {
-      const int64_t row = row0 + g * kGroupRows, present = std::min<int64_t>(kGroupRows, row0 + rows - row);
-      uint32_t* group = packed + g * kTilesPerGroup * tileStride;
+    const RowBlocks blocks(rows, threads);
+    const auto planOf = [&](int64_t b) { return ProductPlan(blocks.size(b), out, steps, tail, blocks.threads(threads)); };
+    const auto packGroup = [&](int64_t worker, int64_t b, int64_t g) {
+      const int64_t first = blocks.first(b) + g * kGroupRows, row = row0 + first, present = std::min<int64_t>(kGroupRows, rows - first);
+      uint32_t* group = packed + first / kTileRows * tileStride;
       packRows<A>(x + row * columns, columns, present, columns, group, tileStride);
       if (!rank) return;
       float* t = scratch + workersAt + worker * workerFloats;
@@ -85,11 +87,11 @@ const char* runForward(Context& context, const LinearInputs& in, const X* x, con
         return i < present ? adapter.scaling * (in.rowWeight ? in.rowWeight[row + i] : 1.f) : 0.f;
       }, t, rank);
       packRows<A>(t, rank, present, rank, group + steps * kTileRows, tileStride);
-    });
-    const ProductPlan plan(rows, out, steps, tail, threads);
-    forDynamic(context, plan.tasks(), [&](int64_t worker, int64_t task) {
+    };
+    const auto multiply = [&](int64_t worker, int64_t b, int64_t task) {
+      const int64_t first = blocks.first(b);
       runProductTask<A>(
-          plan, task, packed, scratch + workersAt + worker * workerFloats,
+          planOf(b), task, packed + first / kTileRows * tileStride, scratch + workersAt + worker * workerFloats,
           [&](int64_t n, int64_t count, int nv, int64_t step, int64_t length, bool last, uint32_t* to) {
             const int64_t k0 = step * A::kPerStep;
             packWeightsAlong<A>(weights, n, count, nv, k0, std::min(length * A::kPerStep, columns - k0), to);
@@ -97,11 +99,11 @@ const char* runForward(Context& context, const LinearInputs& in, const X* x, con
           },
           [&](int64_t tileRow, int64_t count, int64_t n, int64_t width, int64_t stride, const float* c) {
             for (int64_t i = 0; i < count; i++) {
-              const int64_t row = row0 + tileRow + i, at = row * out + n;
+              const int64_t row = row0 + first + tileRow + i, at = row * out + n;
               Finish finish;
               const float* factor = adapter.factor;
               if (in.rowSlot) {
-                finish.delta = scratch + deltaAt + (tileRow + i) * out + n;
+                finish.delta = scratch + deltaAt + (first + tileRow + i) * out + n;
                 Adapter own;
                 if (in.rowSlot[row] >= 0 && !readSlot(in.slots, in.rowSlot[row], out, columns, own)) factor = own.factor;
               }
@@ -111,7 +113,9 @@ const char* runForward(Context& context, const LinearInputs& in, const X* x, con
               finishRow(in.y, at, c + i * stride, finish, width);
             }
           });
-    });
+    };
+    forStages(context, blocks.count, 0, [&](int64_t b) { return StageCounts{blocks.groups(b), planOf(b).tasks()}; }, packGroup, multiply,
+              [](int64_t, int64_t) {});
   }
   return nullptr;
 }

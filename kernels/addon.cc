@@ -213,21 +213,43 @@ std::vector<BindingSpec> readBindings(const Napi::Value& value) {
   return bindings;
 }
 
+std::vector<std::string> readStrings(const Napi::Value& value) {
+  const auto list = value.As<Napi::Array>();
+  std::vector<std::string> strings(list.Length());
+  for (uint32_t i = 0; i < list.Length(); i++) strings[i] = list.Get(i).As<Napi::String>();
+  return strings;
+}
+
+/// {name, inputs, outputs}[] or null.
+std::vector<NodeSpec> readNodes(const Napi::Value& value) {
+  std::vector<NodeSpec> nodes;
+  if (!value.IsArray()) return nodes;
+  const auto list = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < list.Length(); i++) {
+    const auto entry = list.Get(i).As<Napi::Object>();
+    nodes.push_back({entry.Get("name").As<Napi::String>(), readStrings(entry.Get("inputs")), readStrings(entry.Get("outputs"))});
+  }
+  return nodes;
+}
+
 Napi::Value createProgram(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const auto* library = info[0].As<Napi::External<KernelLibrary>>().Data();
   const auto modelList = info[1].As<Napi::Array>();
-  const auto dimList = info[2].As<Napi::Array>();
   const auto stepList = info[3].As<Napi::Array>();
   const bool profiles = info[4].As<Napi::Boolean>();
 
-  auto models = std::make_shared<std::vector<std::string>>();
+  struct Model {
+    std::string bytes;
+    std::vector<NodeSpec> nodes;
+  };
+  auto models = std::make_shared<std::vector<Model>>();
   for (uint32_t i = 0; i < modelList.Length(); i++) {
-    const auto bytes = modelList.Get(i).As<Napi::Uint8Array>();
-    models->emplace_back(reinterpret_cast<const char*>(bytes.Data()), bytes.ByteLength());
+    const auto entry = modelList.Get(i).As<Napi::Object>();
+    const auto bytes = entry.Get("bytes").As<Napi::Uint8Array>();
+    models->push_back({std::string(reinterpret_cast<const char*>(bytes.Data()), bytes.ByteLength()), readNodes(entry.Get("nodes"))});
   }
-  auto dims = std::make_shared<std::vector<std::string>>();
-  for (uint32_t i = 0; i < dimList.Length(); i++) dims->push_back(dimList.Get(i).As<Napi::String>());
+  auto dims = std::make_shared<std::vector<std::string>>(readStrings(info[2]));
   auto steps = std::make_shared<std::vector<StepSpec>>();
   for (uint32_t i = 0; i < stepList.Length(); i++) {
     const auto entry = stepList.Get(i).As<Napi::Object>();
@@ -239,9 +261,9 @@ Napi::Value createProgram(const Napi::CallbackInfo& info) {
   return submit(
       env, handle->worker,
       [=] {
-        std::vector<ModelBytes> bytes;
-        for (const auto& model : *models) bytes.push_back({model.data(), model.size()});
-        auto program = std::make_unique<Program>(*library, bytes, std::move(*dims), std::move(*steps), profiles);
+        std::vector<ModelSpec> specs;
+        for (auto& model : *models) specs.push_back({model.bytes.data(), model.bytes.size(), std::move(model.nodes)});
+        auto program = std::make_unique<Program>(*library, specs, std::move(*dims), std::move(*steps), profiles);
         std::lock_guard<std::mutex> lock(handle->mutex);
         handle->program = std::move(program);
       },

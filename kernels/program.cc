@@ -7,16 +7,6 @@
 namespace espalier {
 namespace {
 
-size_t bytesOf(DType dtype) {
-  switch (dtype) {
-    case DType::u8: case DType::i8: case DType::boolean: return 1;
-    case DType::f16: case DType::bf16: return 2;
-    case DType::f32: case DType::i32: return 4;
-    case DType::i64: case DType::f64: return 8;
-    case DType::none: break;
-  }
-  return 0;
-}
 const char* nameOf(DType dtype) {
   switch (dtype) {
     case DType::u8: return "u8";
@@ -32,14 +22,16 @@ const char* nameOf(DType dtype) {
   }
   return "a type that bindings do not have";
 }
-std::string text(const std::vector<int64_t>& shape) {
+std::string text(const int64_t* shape, size_t rank) {
   std::string s = "[";
-  for (size_t i = 0; i < shape.size(); i++) {
+  for (size_t i = 0; i < rank; i++) {
     if (i) s += ", ";
     s += shape[i] < 0 ? "?" : std::to_string(shape[i]);
   }
   return s + "]";
 }
+std::string text(const std::vector<int64_t>& shape) { return text(shape.data(), shape.size()); }
+std::string text(const Tensor& tensor) { return text(tensor.dims, static_cast<size_t>(tensor.rank)); }
 std::string place(const std::string& step, const char* direction, const std::string& tensor) {
   return "step \"" + step + "\", " + direction + " \"" + tensor + "\": ";
 }
@@ -60,6 +52,7 @@ void verify(const StepSpec& step, const char* direction, const BindingSpec& bind
     if (!fits)
       throw std::runtime_error(where + "bound with shape " + text(binding.shape) + ", but the model declares " + text(found->dims));
   }
+  if (binding.shape.size() > sizeof Tensor{}.dims / sizeof(int64_t)) throw std::runtime_error(where + "more than six dimensions");
   const size_t unit = bytesOf(binding.dtype);
   if (unit == 0) throw std::runtime_error(where + "unknown type");
   if (binding.byteOffset % unit != 0)
@@ -106,12 +99,13 @@ void RunControl::cancel() {
   check(OnnxRuntime::get().api->RunOptionsSetTerminate(options_));
 }
 
-Program::Program(const KernelLibrary& library, const std::vector<ModelBytes>& models, std::vector<std::string> dims,
+Program::Program(const KernelLibrary& library, const std::vector<ModelSpec>& models, std::vector<std::string> dims,
                  std::vector<StepSpec> steps, bool profiles)
     : dims_(std::move(dims)), profiles_(profiles) {
   for (size_t m = 0; m < models.size(); m++) {
     try {
       sessions_.push_back(std::make_unique<Session>(library, models[m].data, models[m].size));
+      sequences_.push_back(models[m].nodes.empty() ? nullptr : std::make_unique<NodeSequence>(*sessions_[m], models[m].nodes));
     } catch (const std::runtime_error& error) {
       const auto user = std::find_if(steps.begin(), steps.end(), [&](const StepSpec& s) { return s.model == m; });
       throw std::runtime_error("model " + std::to_string(m) + (user == steps.end() ? "" : " (step \"" + user->name + "\")") +
@@ -128,9 +122,17 @@ Program::Program(const KernelLibrary& library, const std::vector<ModelBytes>& mo
       if (std::none_of(spec.inputs.begin(), spec.inputs.end(), [&](const BindingSpec& b) { return b.tensor == value.name; }))
         throw std::runtime_error(place(spec.name, "input", value.name) + "not bound");
     if (spec.outputs.empty()) throw std::runtime_error("step \"" + spec.name + "\": no output is bound");
-    Step step{spec.model, std::move(spec.name), {}, {}, {}, {}, {}, {}};
-    for (auto& binding : spec.inputs) step.inputs.push_back({std::move(binding), {}, nullptr});
-    for (auto& binding : spec.outputs) step.outputs.push_back({std::move(binding), {}, nullptr});
+    Step step{spec.model, std::move(spec.name), {}, {}, {}, {}, {}, {}, {}};
+    const NodeSequence* sequence = sequences_[spec.model].get();
+    if (sequence) step.tensors.resize(sequence->places());
+    const auto bind = [&](std::vector<BindingSpec>& from, std::vector<Bound>& to) {
+      for (auto& binding : from) {
+        const size_t at = sequence ? sequence->place(binding.tensor) : 0;
+        to.push_back({std::move(binding), {}, 0, nullptr, at});
+      }
+    };
+    bind(spec.inputs, step.inputs);
+    bind(spec.outputs, step.outputs);
     steps_.push_back(std::move(step));
   }
   for (Step& step : steps_) {  // at their final place: the names point into them
@@ -149,43 +151,58 @@ Program::~Program() {
   }
 }
 
-void Program::bind(const Step& step, Bound& bound, const char* direction, const std::vector<int64_t>& dims) {
+void Program::resolve(const Step& step, Bound& bound, const char* direction, const std::vector<int64_t>& dims) {
   const BindingSpec& spec = bound.spec;
-  std::vector<int64_t> shape = spec.shape;
+  Tensor tensor;
+  tensor.dtype = spec.dtype;
+  tensor.rank = static_cast<int32_t>(spec.shape.size());
   size_t bytes = bytesOf(spec.dtype);
-  for (auto& dim : shape) {
+  for (size_t i = 0; i < spec.shape.size(); i++) {
+    int64_t dim = spec.shape[i];
     if (dim < 0) {
       const size_t symbol = static_cast<size_t>(-1 - dim);
       dim = dims[symbol];
       if (dim < 0) throw std::runtime_error(place(step.name, direction, spec.tensor) + "dimension \"" + dims_[symbol] + "\" was not given");
     }
+    tensor.dims[i] = dim;
     if (__builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes))
-      throw std::runtime_error(place(step.name, direction, spec.tensor) + "shape " + text(shape) + " is too large");
+      throw std::runtime_error(place(step.name, direction, spec.tensor) + "shape " + text(tensor) + " is too large");
   }
-  if (bound.value && shape == bound.resolved) return;
+  if (bound.tensor && std::equal(tensor.dims, tensor.dims + tensor.rank, bound.tensor.dims)) return;
   const size_t size = spec.memory->size();
   if (spec.byteOffset > size || bytes > size - spec.byteOffset)
-    throw std::runtime_error(place(step.name, direction, spec.tensor) + "shape " + text(shape) + " of " + nameOf(spec.dtype) +
+    throw std::runtime_error(place(step.name, direction, spec.tensor) + "shape " + text(tensor) + " of " + nameOf(spec.dtype) +
                              " needs " + std::to_string(bytes) + " bytes at offset " + std::to_string(spec.byteOffset) +
                              ", but the buffer has " + std::to_string(size));
-  OnnxRuntime& ort = OnnxRuntime::get();
-  if (bound.value) ort.api->ReleaseValue(bound.value);
+  tensor.data = spec.memory->data() + spec.byteOffset;
+  bound.bytes = bytes;
+  bound.tensor = tensor;
+  OnnxRuntime::get().api->ReleaseValue(bound.value);
   bound.value = nullptr;
-  check(ort.api->CreateTensorWithDataAsOrtValue(ort.cpuMemory, spec.memory->data() + spec.byteOffset, bytes, shape.data(),
-                                                shape.size(), static_cast<ONNXTensorElementDataType>(spec.dtype), &bound.value));
-  bound.resolved = std::move(shape);
+}
+
+OrtValue* Program::valueOf(Bound& bound) {
+  OnnxRuntime& ort = OnnxRuntime::get();
+  const Tensor& t = bound.tensor;
+  if (!bound.value)
+    check(ort.api->CreateTensorWithDataAsOrtValue(ort.cpuMemory, t.data, bound.bytes, t.dims, static_cast<size_t>(t.rank),
+                                                  static_cast<ONNXTensorElementDataType>(t.dtype), &bound.value));
+  return bound.value;
 }
 
 void Program::runStep(Step& step, const std::vector<int64_t>& dims, RunControl& control) {
-  for (size_t i = 0; i < step.inputs.size(); i++) {
-    bind(step, step.inputs[i], "input", dims);
-    step.inputValues[i] = step.inputs[i].value;
-  }
-  for (size_t i = 0; i < step.outputs.size(); i++) {
-    bind(step, step.outputs[i], "output", dims);
-    step.outputValues[i] = step.outputs[i].value;
-  }
+  for (auto& bound : step.inputs) resolve(step, bound, "input", dims);
+  for (auto& bound : step.outputs) resolve(step, bound, "output", dims);
   try {
+    if (const NodeSequence* sequence = sequences_[step.model].get()) {
+      for (const auto* list : {&step.inputs, &step.outputs})
+        for (const auto& bound : *list) step.tensors[bound.place] = bound.tensor;
+      sequence->run(step.tensors, [&] { return control.isCancelled(); });
+      if (control.isCancelled()) throw Cancelled();
+      return;
+    }
+    for (size_t i = 0; i < step.inputs.size(); i++) step.inputValues[i] = valueOf(step.inputs[i]);
+    for (size_t i = 0; i < step.outputs.size(); i++) step.outputValues[i] = valueOf(step.outputs[i]);
     check(OnnxRuntime::get().api->Run(sessions_[step.model]->get(), control.options(), step.inputNames.data(),
                                       step.inputValues.data(), step.inputValues.size(), step.outputNames.data(),
                                       step.outputValues.size(), step.outputValues.data()));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "node_sequence.h"
 #include "session.h"
 
 namespace espalier {
@@ -28,9 +29,11 @@ struct StepSpec {
   std::string name;
   std::vector<BindingSpec> inputs, outputs;
 };
-struct ModelBytes {
+struct ModelSpec {
   const void* data;
   size_t size;
+  /// Those of a model that is to run without ONNX Runtime between its nodes; empty: ONNX Runtime runs it.
+  std::vector<NodeSpec> nodes;
 };
 
 /// Thrown by a run that was cancelled.
@@ -55,7 +58,7 @@ class RunControl {
 class Program {
  public:
   /// Creates the sessions and checks every binding against its model. Throws std::runtime_error naming step and tensor.
-  Program(const KernelLibrary& library, const std::vector<ModelBytes>& models, std::vector<std::string> dims,
+  Program(const KernelLibrary& library, const std::vector<ModelSpec>& models, std::vector<std::string> dims,
           std::vector<StepSpec> steps, bool profiles);
   ~Program();
 
@@ -69,8 +72,10 @@ class Program {
  private:
   struct Bound {
     BindingSpec spec;
-    std::vector<int64_t> resolved;
-    OrtValue* value = nullptr;
+    Tensor tensor;              // for the dimensions of the last run
+    size_t bytes = 0;
+    OrtValue* value = nullptr;  // of the tensor, once ONNX Runtime has needed it
+    size_t place = 0;           // in the tensors of a sequence
   };
   struct Step {
     size_t model;
@@ -79,12 +84,15 @@ class Program {
     std::vector<const char*> inputNames, outputNames;
     std::vector<const OrtValue*> inputValues;
     std::vector<OrtValue*> outputValues;
+    std::vector<Tensor> tensors;
   };
 
-  void bind(const Step& step, Bound& bound, const char* direction, const std::vector<int64_t>& dims);
+  void resolve(const Step& step, Bound& bound, const char* direction, const std::vector<int64_t>& dims);
+  OrtValue* valueOf(Bound& bound);
   void runStep(Step& step, const std::vector<int64_t>& dims, RunControl& control);
 
   std::vector<std::unique_ptr<Session>> sessions_;
+  std::vector<std::unique_ptr<NodeSequence>> sequences_;  // null: the session runs
   std::vector<std::string> dims_;
   std::vector<Step> steps_;
   const bool profiles_;

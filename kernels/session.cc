@@ -15,6 +15,8 @@ namespace {
 OnnxRuntime* runtime = nullptr;
 std::mutex runtimeMutex;
 thread_local RunScope* currentScope = nullptr;
+/// The nodes of the session that this thread creates.
+thread_local std::map<std::string, const Node*>* createdNodes = nullptr;
 
 // ---- the arena as an OrtAllocator ----------------------------------------------------------------------------------
 struct ArenaAllocator : OrtAllocator {
@@ -41,6 +43,17 @@ void check(OrtStatus* status) {
   const std::string message = runtime->api->GetErrorMessage(status);
   runtime->api->ReleaseStatus(status);
   throw std::runtime_error(message);
+}
+
+size_t bytesOf(DType dtype) {
+  switch (dtype) {
+    case DType::u8: case DType::i8: case DType::boolean: return 1;
+    case DType::f16: case DType::bf16: return 2;
+    case DType::f32: case DType::i32: return 4;
+    case DType::i64: case DType::f64: return 8;
+    case DType::none: break;
+  }
+  return 0;
 }
 
 OnnxRuntime& OnnxRuntime::get() {
@@ -98,6 +111,10 @@ OnnxRuntime& OnnxRuntime::open(const std::string& path, int threads) {
 RunScopeGuard::RunScopeGuard(RunScope& scope) : before_(currentScope) { currentScope = &scope; }
 RunScopeGuard::~RunScopeGuard() { currentScope = before_; }
 
+void* RunContext::scratch(size_t bytes) { return currentScope ? currentScope->scratch->get(bytes) : nullptr; }
+int RunContext::threads() { return runtime->threads; }
+void RunContext::parallel(int64_t tasks, void (*body)(void*, size_t), void* user) { runtime->team->run(tasks, body, user); }
+
 // ---- kernels as custom operators -----------------------------------------------------------------------------------
 struct CustomOp : OrtCustomOp {
   const KernelDef* def = nullptr;
@@ -135,7 +152,7 @@ class InfoAttributes : public Attributes {
   const OrtKernelInfo* info_;
 };
 
-class OrtContext : public Context {
+class OrtContext : public RunContext {
  public:
   explicit OrtContext(OrtKernelContext* context) : context_(context) {
     fail(runtime->api->KernelContext_GetInputCount(context, &inputs_));
@@ -162,13 +179,6 @@ class OrtContext : public Context {
         !value)
       return {};
     return view(value);
-  }
-  void* scratch(size_t bytes) override {
-    return currentScope ? currentScope->scratch->get(bytes) : nullptr;
-  }
-  int threads() override { return runtime->threads; }
-  void parallel(int64_t tasks, void (*body)(void*, size_t), void* user) override {
-    runtime->team->run(tasks, body, user);
   }
 
  private:
@@ -205,11 +215,14 @@ class OrtContext : public Context {
   OrtStatus* status_ = nullptr;
 };
 
-/// One node of a session.
-struct Node {
-  const CustomOp* op;
-  std::unique_ptr<Kernel> kernel;
-};
+std::string nameOf(const OrtKernelInfo* info) {
+  size_t size = 0;  // with the terminator
+  check(runtime->api->KernelInfo_GetNodeName(info, nullptr, &size));
+  std::string name(size, 0);
+  check(runtime->api->KernelInfo_GetNodeName(info, name.data(), &size));
+  name.resize(size - 1);
+  return name;
+}
 
 OrtStatus* ORT_API_CALL createKernel(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
   try {
@@ -224,7 +237,9 @@ OrtStatus* ORT_API_CALL createKernel(const OrtCustomOp* op, const OrtApi*, const
       const std::string message = self(op)->name + " does not exist with these attributes";
       return runtime->api->CreateStatus(ORT_INVALID_ARGUMENT, message.c_str());
     }
-    *kernel = new Node{self(op), std::unique_ptr<Kernel>(made)};
+    auto node = std::make_unique<Node>(Node{self(op), std::unique_ptr<Kernel>(made)});
+    if (createdNodes) (*createdNodes)[nameOf(info)] = node.get();
+    *kernel = node.release();
     return nullptr;
   } catch (const std::exception& error) {
     const std::string message = self(op)->name + ": " + error.what();
@@ -235,22 +250,11 @@ OrtStatus* ORT_API_CALL createKernel(const OrtCustomOp* op, const OrtApi*, const
 OrtStatus* ORT_API_CALL compute(void* kernel, OrtKernelContext* context) {
   const Node& node = *static_cast<Node*>(kernel);
   OrtContext adapter(context);
-  const bool profiles = currentScope && currentScope->profile;
-  const auto start = profiles ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point{};
-  const char* message = node.kernel->run(adapter);
-  if (profiles) {
-    const auto taken = std::chrono::steady_clock::now() - start;
-    std::lock_guard<std::mutex> lock(*currentScope->profileMutex);
-    OpTime& time = (*currentScope->profile)[node.op->name];
-    time.calls++;
-    time.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(taken).count();
-  }
+  const char* message = node.run(adapter);
   if (OrtStatus* status = adapter.takeStatus()) return status;
   if (!message) return nullptr;
   try {
-    const bool namesItself = strncmp(message, node.op->def->name, strlen(node.op->def->name)) == 0;
-    const std::string full = namesItself ? message : node.op->name + ": " + message;
-    return runtime->api->CreateStatus(ORT_INVALID_ARGUMENT, full.c_str());
+    return runtime->api->CreateStatus(ORT_INVALID_ARGUMENT, node.describe(message).c_str());
   } catch (const std::bad_alloc&) {
     return runtime->api->CreateStatus(ORT_INVALID_ARGUMENT, message);
   }
@@ -292,6 +296,25 @@ std::unique_ptr<CustomOp> makeOp(const KernelDef& def, DType activation) {
 }
 
 }  // namespace
+
+DType Node::outputType(size_t i) const { return static_cast<DType>(espalier::outputType(op, i)); }
+
+const char* Node::run(Context& context) const {
+  if (!currentScope || !currentScope->profile) return kernel->run(context);
+  const auto start = std::chrono::steady_clock::now();
+  const char* message = kernel->run(context);
+  const auto taken = std::chrono::steady_clock::now() - start;
+  std::lock_guard<std::mutex> lock(*currentScope->profileMutex);
+  OpTime& time = (*currentScope->profile)[op->name];
+  time.calls++;
+  time.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(taken).count();
+  return message;
+}
+
+std::string Node::describe(const char* message) const {
+  const bool namesItself = strncmp(message, op->def->name, strlen(op->def->name)) == 0;
+  return namesItself ? message : op->name + ": " + message;
+}
 
 KernelLibrary::~KernelLibrary() {
   if (domain_) runtime->api->ReleaseCustomOpDomain(domain_);
@@ -373,7 +396,10 @@ Session::Session(const KernelLibrary& library, const void* bytes, size_t size) {
   check(api->SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL));
   setConfig(options, "session.use_env_allocators", "1");
   check(api->AddCustomOpDomain(options, const_cast<OrtCustomOpDomain*>(library.domain())));
-  check(api->CreateSessionFromArray(ort.env, bytes, size, options, &session_));
+  createdNodes = &nodes_;
+  OrtStatus* created = api->CreateSessionFromArray(ort.env, bytes, size, options, &session_);
+  createdNodes = nullptr;
+  check(created);
   try {
     inputs_ = describe(session_, api->SessionGetInputCount, api->SessionGetInputName, api->SessionGetInputTypeInfo);
     outputs_ = describe(session_, api->SessionGetOutputCount, api->SessionGetOutputName, api->SessionGetOutputTypeInfo);
@@ -381,6 +407,11 @@ Session::Session(const KernelLibrary& library, const void* bytes, size_t size) {
     api->ReleaseSession(session_);
     throw;
   }
+}
+
+const Node* Session::node(const std::string& name) const {
+  const auto found = nodes_.find(name);
+  return found == nodes_.end() ? nullptr : found->second;
 }
 
 Session::~Session() {

@@ -33,6 +33,9 @@ struct OnnxRuntime {
 /// Throws std::runtime_error with the status's message; releases it.
 void check(OrtStatus* status);
 
+/// Of one element; 0: no type that bindings have.
+size_t bytesOf(DType dtype);
+
 /// Time and calls of one operator.
 struct OpTime {
   int64_t calls = 0, nanoseconds = 0;
@@ -55,6 +58,26 @@ class RunScopeGuard {
 };
 
 struct CustomOp;
+
+/// One node of a session.
+struct Node {
+  const CustomOp* op;
+  std::unique_ptr<Kernel> kernel;
+
+  DType outputType(size_t i) const;
+  /// Runs the kernel, on time's account where the run profiles. Null on success, else its message.
+  const char* run(Context& context) const;
+  /// That message, naming the operator.
+  std::string describe(const char* message) const;
+};
+
+/// What kernels get from the run that they are part of.
+class RunContext : public Context {
+ public:
+  void* scratch(size_t bytes) override;
+  int threads() override;
+  void parallel(int64_t tasks, void (*body)(void*, size_t), void* user) override;
+};
 
 /// The operators of one kernel library, as a domain that sessions are created with.
 class KernelLibrary {
@@ -88,9 +111,12 @@ class Session {
   OrtSession* get() const { return session_; }
   const std::vector<ValueInfo>& inputs() const { return inputs_; }
   const std::vector<ValueInfo>& outputs() const { return outputs_; }
+  /// The node of our operators that has this name; null: there is none.
+  const Node* node(const std::string& name) const;
 
  private:
   OrtSession* session_ = nullptr;
+  std::map<std::string, const Node*> nodes_;
   std::vector<ValueInfo> inputs_, outputs_;
 };
 

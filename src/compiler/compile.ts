@@ -1,6 +1,6 @@
 // From a graph to what the runtime runs: distinct ONNX models, steps bound to leaves, outputs and one workspace.
 
-import { emitSegment } from './emit.js'
+import { type EmittedModel, emitSegment } from './emit.js'
 import { bytesOf, type DType, type Graph, type LeafRole, type Shape, sizeWith, type Value } from './graph.js'
 import { type Cut, cutGraph } from './passes/cut.js'
 import { intermediateBytes, placeBuffers } from './passes/place-buffers.js'
@@ -39,7 +39,7 @@ export interface CompiledStep {
 }
 
 export interface Compiled {
-  readonly models: readonly { readonly text: string; readonly bytes: Uint8Array }[]
+  readonly models: readonly (EmittedModel & { readonly text: string })[]
   readonly steps: readonly CompiledStep[]
   readonly leaves: readonly {
     readonly name: string
@@ -79,12 +79,12 @@ export function compile(graph: Graph, options: CompileOptions): Compiled {
   const place = (value: Value): Place =>
     bound.get(value) ?? { kind: 'workspace', byteOffset: workspace.values.get(value)!.byteOffset }
 
-  const models = new Map<string, { index: number; bytes: Uint8Array }>()
+  const models = new Map<string, EmittedModel & { index: number }>()
   const steps = segments.map((segment): CompiledStep => {
     const text = printSegment(segment)
     let model = models.get(text)
     if (!model) {
-      model = { index: models.size, bytes: emitSegment(segment) }
+      model = { index: models.size, ...emitSegment(segment) }
       models.set(text, model)
     }
     return { name: segment.name, model: model.index, ...bindings(segment, place) }
@@ -92,7 +92,7 @@ export function compile(graph: Graph, options: CompileOptions): Compiled {
   const used = new Set(segments.flatMap((s) => [...s.inputs, ...s.outputs]))
   const updated = new Set(graph.updates.keys())
   return {
-    models: [...models].map(([text, { bytes }]) => ({ text, bytes })),
+    models: [...models].map(([text, { bytes, nodes }]) => ({ text, bytes, nodes })),
     steps,
     leaves: graph.leaves
       .filter((v) => used.has(v) || updated.has(v.leaf!.name))

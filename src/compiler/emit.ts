@@ -22,7 +22,20 @@ import { canonicalNames, emittedOpType, readValues, type Segment } from './segme
 const IR_VERSION = 10n
 const OPSET = 21n
 
-export function emitSegment(segment: Segment): Uint8Array {
+/** A node of a model as the model names it and its values; '' is an optional value that is absent. */
+export interface EmittedNode {
+  readonly name: string
+  readonly inputs: readonly string[]
+  readonly outputs: readonly string[]
+}
+
+export interface EmittedModel {
+  readonly bytes: Uint8Array
+  /** All of the model's nodes, in order, where they are our operators and need no constants; else null. */
+  readonly nodes: readonly EmittedNode[] | null
+}
+
+export function emitSegment(segment: Segment): EmittedModel {
   const names = canonicalNames(segment)
   const read = readValues(segment)
   const order = new Map(segment.nodes.map((n, i) => [n, i]))
@@ -72,7 +85,11 @@ export function emitSegment(segment: Segment): Uint8Array {
         .flatMap((n) => n.outputs.filter((y) => read.has(y) && !segment.outputs.includes(y)).map(info)),
     }),
   })
-  return toBinary(ModelProtoSchema, model)
+  const isOurs = constants.length === 0 && nodes.every((n) => n.domain === 'espalier')
+  return {
+    bytes: toBinary(ModelProtoSchema, model),
+    nodes: isOurs ? nodes.map(({ name, input, output }) => ({ name, inputs: input, outputs: output })) : null,
+  }
 }
 
 function typeProto(type: TensorType) {

@@ -127,8 +127,8 @@ export class Executor {
     const workspace = runtime.allocate(Math.max(64, graphs.prefill.workspaceBytes, graphs.decode.workspaceBytes))
     const leaf = (name: string) => leaves.get(name) ?? options.adapterLeaf(name) ?? base.leaf(name)
     const programs = {
-      prefill: await bindProgram(runtime, graphs.prefill, { leaf, workspace }),
-      decode: await bindProgram(runtime, graphs.decode, { leaf, workspace }),
+      prefill: await bindProgram(runtime, graphs.prefill, { leaf, workspace, hasShortNodes: true }),
+      decode: await bindProgram(runtime, graphs.decode, { leaf, workspace, hasShortNodes: true }),
     }
     return new Executor(options, { cache, leaf, workspace, programs })
   }
@@ -185,7 +185,7 @@ export class Executor {
     const config = { ...base.config, numHiddenLayers: layers }
     const graph = pagedOf(this.options, 'decode', config)
     const dims = { N: maxSequences, S: maxSequences, R: maxSequences, E: 1, C: 1 }
-    const program = await bindProgram(base.runtime, compile(graph, { dims }), { leaf: this.leaf })
+    const program = await bindProgram(base.runtime, compile(graph, { dims }), { leaf: this.leaf, hasShortNodes: true })
     return { run: (batch) => this.runProgram(program, batch), close: () => program.close() }
   }
 

@@ -14,6 +14,7 @@ import type {
   OpProfile,
   Program,
   ProgramDefinition,
+  ProgramModel,
   RunOptions,
   RunResult,
   Runtime,
@@ -50,7 +51,7 @@ interface Native {
   free(memory: Handle, view?: ArrayBufferLike): void
   createProgram(
     kernels: Handle,
-    models: readonly Uint8Array[],
+    models: readonly ProgramModel[],
     dims: readonly string[],
     steps: NativeStep[],
     profiles: boolean,

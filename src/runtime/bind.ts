@@ -13,6 +13,8 @@ export interface BindOptions {
   leaf(name: string): LeafMemory | null
   /** At least `compiled.workspaceBytes`; programs that never run at once may share one. */
   readonly workspace?: DeviceBuffer
+  /** Whether the nodes are short, so that models of our operators only run without ONNX Runtime between them. */
+  readonly hasShortNodes?: boolean
 }
 
 /** A program with named inputs and outputs. */
@@ -109,7 +111,7 @@ export async function bindProgram(runtime: Runtime, compiled: Compiled, options:
   const bindAll = (values: Readonly<Record<string, StepValue>>) =>
     Object.fromEntries(Object.entries(values).map(([name, value]) => [name, binding(value)]))
   const program = await runtime.createProgram({
-    models: compiled.models.map((m) => m.bytes),
+    models: compiled.models.map(({ bytes, nodes }) => ({ bytes, nodes: options.hasShortNodes ? nodes : null })),
     dims: Object.keys(compiled.dims),
     steps: compiled.steps.map((s) => ({
       model: s.model,

@@ -156,7 +156,7 @@ class StockRuntime implements Runtime {
         ),
       ),
     )
-    await this.#thread.send({ kind: 'program', program: id, models: definition.models, steps })
+    await this.#thread.send({ kind: 'program', program: id, models: definition.models.map((m) => m.bytes), steps })
     const program = new StockProgram(this.#thread, id, definition, () => this.#programs.delete(program))
     this.#programs.add(program)
     return program

@@ -1,6 +1,7 @@
 // What runs a compiled step (stop 11 of the path of a run): device buffers, and programs of ONNX Runtime sessions bound
 // to them. Two implementations: the addon (addon.ts) and stock onnxruntime-node (stock.ts), opened by index.ts.
 
+import type { EmittedNode } from '../compiler/emit.js'
 import type { DType } from '../compiler/graph.js'
 
 export { bytesOf as bytesPerElement } from '../compiler/graph.js'
@@ -77,9 +78,18 @@ export interface ProgramStep {
   readonly outputs: Readonly<Record<string, Binding>>
 }
 
+export interface ProgramModel {
+  /** ONNX; becomes one session that any number of steps share. */
+  readonly bytes: Uint8Array
+  /**
+   * All nodes of a model that has none but our operators: they then run one after another without ONNX Runtime between
+   * them, which pays where they take microseconds. Null or absent: ONNX Runtime runs the model.
+   */
+  readonly nodes?: readonly EmittedNode[] | null
+}
+
 export interface ProgramDefinition {
-  /** ONNX bytes; each becomes one session that any number of steps share. */
-  readonly models: readonly Uint8Array[]
+  readonly models: readonly ProgramModel[]
   /** Names of the symbolic dimensions. */
   readonly dims: readonly string[]
   readonly steps: readonly ProgramStep[]

@@ -93,7 +93,11 @@ export async function runGraph({ inputs, dims = {}, target, runtime, build }: Ru
     const values = given(place.name, dtype)
     buffers[place.name]!.bytes.set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength))
   }
-  const program = await runtime!.createProgram({ models: [model.bytes], dims: Object.keys(dims), steps: [bound] })
+  const program = await runtime!.createProgram({
+    models: [{ bytes: model.bytes }],
+    dims: Object.keys(dims),
+    steps: [bound],
+  })
   await program.run({ dims })
   const out: Record<string, number[]> = {}
   for (const { place, dtype, shape } of Object.values(step.outputs)) {

@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { layInStripes } from '../../src/models/stripes.js'
 import { openAddon } from '../../src/runtime/addon.js'
 import type { Binding, DeviceBuffer, DType, Runtime } from '../../src/runtime/types.js'
-import { binary, model } from './models.js'
+import { binary, model, sequence } from './models.js'
 import { floats, hasProbe, openProbe } from './probe.js'
 
 let runtime: Runtime
@@ -28,17 +28,27 @@ const at = (buffer: DeviceBuffer, shape: (number | string)[], dtype: DType = 'f3
   dtype,
   shape,
 })
-const axpy = (attributes: { ints?: Record<string, number>; floats?: Record<string, number> } = {}) =>
-  model(
-    [
-      ['x', 'f32', ['N', 4]],
-      ['y', 'f32', ['N', 4]],
-    ],
-    [['z', 'f32', ['N', 4]]],
-    [{ op: 'Axpy', inputs: ['x', 'y'], outputs: ['z'], ...attributes }],
-  )
+/** Who runs the nodes of a model of ours: the session, or the addon one after another. */
+const ways = [
+  { way: 'ONNX Runtime', model },
+  { way: 'a sequence', model: sequence },
+]
+type Attributes = { ints?: Record<string, number>; floats?: Record<string, number> }
+const axpyOf =
+  (make: typeof model) =>
+  (attributes: Attributes = {}) =>
+    make(
+      [
+        ['x', 'f32', ['N', 4]],
+        ['y', 'f32', ['N', 4]],
+      ],
+      [['z', 'f32', ['N', 4]]],
+      [{ op: 'Axpy', inputs: ['x', 'y'], outputs: ['z'], ...attributes }],
+    )
 
-describe.runIf(hasProbe)('operators', () => {
+describe.runIf(hasProbe).each(ways)('operators of $way', ({ model }) => {
+  const axpy = axpyOf(model)
+
   test('inputs of any mix of types, absent ones in the middle and at the end, outputs that nobody asks for', async () => {
     const types: DType[] = ['f32', 'bf16', 'f16', 'i64', 'i32', 'u8', 'i8', 'f64', 'bool']
     const ids: Record<DType, number> = { f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9, f16: 10, f64: 11, bf16: 16 }
@@ -164,7 +174,9 @@ describe.runIf(hasProbe)('operators', () => {
   })
 })
 
-describe.runIf(hasProbe)('steps', () => {
+describe.runIf(hasProbe).each(ways)('steps of $way', ({ model }) => {
+  const axpy = axpyOf(model)
+
   test('share a session, update memory in place, take other sizes each run, and report their time', async () => {
     const weights = runtime.allocate(4 * 4 * 8)
     const sum = runtime.allocate(4 * 4 * 8)
@@ -270,16 +282,62 @@ describe.runIf(hasProbe)('steps', () => {
     for (const bytes of [
       new Uint8Array(0),
       new Uint8Array(1000).fill(7),
-      binary('Add', 4).subarray(0, 60),
-      binary('NoSuchOp', 4),
+      binary('Add', 4).bytes.subarray(0, 60),
+      binary('NoSuchOp', 4).bytes,
     ])
-      await expect(runtime.createProgram({ models: [bytes], dims: [], steps: [step] })).rejects.toThrow(
+      await expect(runtime.createProgram({ models: [{ bytes }], dims: [], steps: [step] })).rejects.toThrow(
         /model 0 \(step "s"\): ./,
       )
   })
 })
 
-describe.runIf(hasProbe)('off the event loop', () => {
+describe.runIf(hasProbe)('a sequence', () => {
+  const outs = ['t', 'u', 'z'].map((name): [string, DType, (number | string)[]] => [name, 'f32', ['N', 4]])
+  const nodes = [
+    { op: 'Axpy', inputs: ['x', 'x'], outputs: ['t'], floats: { a: 2 } },
+    { op: 'Axpy', inputs: ['t', 'x'], outputs: ['u'], floats: { a: 1 } },
+    { op: 'Axpy', inputs: ['u', 't'], outputs: ['z'], floats: { a: 1 } },
+  ]
+
+  test('gives what ONNX Runtime gives, its own values freed, one of the outputs bound or all', async () => {
+    const x = runtime.allocate(4 * 4 * 8)
+    floats(x).forEach((_, i, all) => {
+      all[i] = i - 7
+    })
+    const own = { inputs: { x: at(x, ['N', 4]) } }
+    for (const names of [['z'], ['t', 'u', 'z'], ['u']]) {
+      const results = []
+      for (const make of [model, sequence]) {
+        const buffers = names.map((name) => ({ name, buffer: runtime.allocate(4 * 4 * 8) }))
+        const outputs = Object.fromEntries(buffers.map(({ name, buffer }) => [name, at(buffer, ['N', 4])]))
+        const program = await runtime.createProgram({
+          models: [make([['x', 'f32', ['N', 4]]], outs, nodes)],
+          dims: ['N'],
+          steps: [{ model: 0, name: 's', ...own, outputs }],
+        })
+        const { live } = runtime.memory()
+        for (const N of [8, 3, 5]) await program.run({ dims: { N } })
+        expect(runtime.memory().live).toBe(live)
+        results.push(buffers.map(({ buffer }) => [...floats(buffer)]))
+        program.close()
+      }
+      expect(results[1]).toEqual(results[0])
+      expect(results[1]!.flat().some((v) => v !== 0)).toBe(true)
+    }
+  })
+
+  test('of a node that the model lacks is refused', async () => {
+    const x = runtime.allocate(64)
+    const { bytes } = model([['x', 'f32', ['N', 4]]], [outs[0]!], [nodes[0]!])
+    const wired = [{ name: 'other', inputs: ['x', 'x'], outputs: ['t'] }]
+    const step = { model: 0, name: 's', inputs: { x: at(x, ['N', 4]) }, outputs: { t: at(x, ['N', 4]) } }
+    await expect(
+      runtime.createProgram({ models: [{ bytes, nodes: wired }], dims: ['N'], steps: [step] }),
+    ).rejects.toThrow('model 0 (step "s"): the model has no node "other" of our operators')
+  })
+})
+
+describe.runIf(hasProbe).each(ways)('off the event loop, by $way', ({ model }) => {
   const nap = (ms: number) =>
     model([['x', 'f32', [1]]], [['z', 'f32', [1]]], [{ op: 'Sleep', inputs: ['x'], outputs: ['z'], ints: { ms } }])
   const sleeper = async (ms: number, steps: number) => {

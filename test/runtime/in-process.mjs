@@ -14,7 +14,7 @@ async function axpyProgram(runtime, rows, steps = 1) {
     all[i] = Math.sin(i)
   })
   const value = ['N', 64]
-  const bytes = model(
+  const made = model(
     [
       ['x', 'f32', value],
       ['y', 'f32', value],
@@ -23,7 +23,7 @@ async function axpyProgram(runtime, rows, steps = 1) {
     [{ op: 'Axpy', inputs: ['x', 'y'], outputs: ['z'] }],
   )
   const program = await runtime.createProgram({
-    models: [bytes],
+    models: [made],
     dims: ['N'],
     steps: Array.from({ length: steps }, (_, i) => ({
       model: 0,
@@ -51,9 +51,9 @@ const tasks = {
   async overread() {
     const runtime = openProbe()
     const x = runtime.allocate(64)
-    const bytes = model([['x', 'f32', [16]]], [['z', 'f32', [1]]], [{ op: 'ReadPast', inputs: ['x'], outputs: ['z'] }])
+    const made = model([['x', 'f32', [16]]], [['z', 'f32', [1]]], [{ op: 'ReadPast', inputs: ['x'], outputs: ['z'] }])
     const program = await runtime.createProgram({
-      models: [bytes],
+      models: [made],
       dims: [],
       steps: [{ model: 0, name: 's', inputs: { x: at(x, [16]) }, outputs: { z: at(runtime.allocate(4), [1]) } }],
     })
@@ -84,7 +84,7 @@ const tasks = {
     const runtime = openProbe()
     const { x, program } = await axpyProgram(runtime, 2)
     const ort = await import('onnxruntime-node')
-    const session = await ort.InferenceSession.create(binary('Add', 2))
+    const session = await ort.InferenceSession.create(binary('Add', 2).bytes)
     const a = new ort.Tensor('float32', Float32Array.of(1, 2), [1, 2])
     const { z } = await session.run({ x: a, y: a })
     floats(x).fill(1)

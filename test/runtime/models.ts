@@ -13,7 +13,7 @@ import {
   TypeProtoSchema,
   ValueInfoProtoSchema,
 } from 'onnx-buf'
-import type { DType } from '../../src/runtime/types.js'
+import type { DType, ProgramModel } from '../../src/runtime/types.js'
 
 const elementType: Record<DType, number> = { f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9, f16: 10, f64: 11, bf16: 16 }
 
@@ -28,8 +28,8 @@ export interface TestNode {
 }
 export type TestValue = [name: string, dtype: DType, shape: (number | string)[]]
 
-/** ONNX bytes of a graph. */
-export function model(inputs: TestValue[], outputs: TestValue[], nodes: TestNode[]): Uint8Array {
+/** A graph as ONNX, for ONNX Runtime to run. */
+export function model(inputs: TestValue[], outputs: TestValue[], nodes: TestNode[]): ProgramModel {
   const value = ([name, dtype, shape]: TestValue) =>
     create(ValueInfoProtoSchema, {
       name,
@@ -74,22 +74,25 @@ export function model(inputs: TestValue[], outputs: TestValue[], nodes: TestNode
       }),
     ),
   })
-  return toBinary(
-    ModelProtoSchema,
-    create(ModelProtoSchema, {
-      irVersion: 10n,
-      opsetImport: [
-        create(OperatorSetIdProtoSchema, { domain: '', version: 21n }),
-        create(OperatorSetIdProtoSchema, { domain: 'com.microsoft', version: 1n }),
-        create(OperatorSetIdProtoSchema, { domain: 'espalier', version: 1n }),
-      ],
-      graph,
-    }),
-  )
+  const proto = create(ModelProtoSchema, {
+    irVersion: 10n,
+    opsetImport: [
+      create(OperatorSetIdProtoSchema, { domain: '', version: 21n }),
+      create(OperatorSetIdProtoSchema, { domain: 'com.microsoft', version: 1n }),
+      create(OperatorSetIdProtoSchema, { domain: 'espalier', version: 1n }),
+    ],
+    graph,
+  })
+  return { bytes: toBinary(ModelProtoSchema, proto) }
+}
+
+/** The same, to run without ONNX Runtime between the nodes. */
+export function sequence(inputs: TestValue[], outputs: TestValue[], nodes: TestNode[]): ProgramModel {
+  return { ...model(inputs, outputs, nodes), nodes: nodes.map((n, i) => ({ ...n, name: `n${i}` })) }
 }
 
 /** One standard node z = x op y, all `[N, width]`. */
-export function binary(op: string, width: number, dtype: DType = 'f32'): Uint8Array {
+export function binary(op: string, width: number, dtype: DType = 'f32'): ProgramModel {
   return model(
     [
       ['x', dtype, ['N', width]],

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { openRuntime } from '../../src/runtime/index.js'
-import type { Binding, DeviceBuffer, DType, Runtime } from '../../src/runtime/types.js'
+import type { Binding, DeviceBuffer, DType, ProgramModel, Runtime } from '../../src/runtime/types.js'
 import { binary, model } from './models.js'
 import { floats } from './probe.js'
 
@@ -98,9 +98,9 @@ test('every type but bf16 passes through', async () => {
 test('errors name step and tensor', async () => {
   const x = runtime.allocate(32)
   const bound = { inputs: { x: at(x, ['N', 4]), y: at(x, ['N', 4]) }, outputs: { z: at(x, ['N', 4]) } }
-  const make = (bytes: Uint8Array, step: object) =>
-    runtime.createProgram({ models: [bytes], dims: ['N'], steps: [{ model: 0, name: 's', ...bound, ...step }] })
-  await expect(make(new Uint8Array(100).fill(7), {})).rejects.toThrow(/model 0 \(step "s"\): ./)
+  const make = (model: ProgramModel, step: object) =>
+    runtime.createProgram({ models: [model], dims: ['N'], steps: [{ model: 0, name: 's', ...bound, ...step }] })
+  await expect(make({ bytes: new Uint8Array(100).fill(7) }, {})).rejects.toThrow(/model 0 \(step "s"\): ./)
   await expect(make(binary('Add', 4), { inputs: { x: at(x, ['N', 4]) } })).rejects.toThrow('input "y": not bound')
   await expect(make(binary('Add', 4), { outputs: {} })).rejects.toThrow('no output is bound')
   await expect(make(binary('Add', 4), { outputs: { q: at(x, ['N', 4]) } })).rejects.toThrow(

@@ -35,32 +35,33 @@ size_t NodeSequence::place(const std::string& value) const {
   return static_cast<size_t>(std::find(values_.begin(), values_.end(), value) - values_.begin());
 }
 
-NodeSequence::Values::Values(const std::vector<Tensor>& bound, const NodeSequence& sequence) : tensors(bound), isOwn(sequence.places()) {
-  tensors.resize(sequence.places());
+NodeSequence::Run::~Run() {
+  while (!own.empty()) free(own.back());
 }
-NodeSequence::Values::~Values() {
-  for (size_t place = 0; place < isOwn.size(); place++) free(place);
-}
-void NodeSequence::Values::free(size_t place) {
-  if (isOwn[place]) OnnxRuntime::get().arena.free(tensors[place].data);
-  isOwn[place] = false;
+void NodeSequence::Run::free(int place) {
+  const auto found = std::find(own.begin(), own.end(), place);
+  if (found == own.end()) return;
+  Tensor& tensor = tensors[static_cast<size_t>(place)];
+  OnnxRuntime::get().arena.free(tensor.data);
+  tensor = {};
+  own.erase(found);
 }
 
 /// Inputs and outputs of one node.
 class NodeSequence::NodeContext : public RunContext {
  public:
-  NodeContext(const Step& step, Values& values) : step_(step), values_(values) {}
+  NodeContext(const Step& step, Run& run) : step_(step), run_(run) {}
   const char* problem = nullptr;
 
   Tensor input(int i) override {
     if (i < 0 || static_cast<size_t>(i) >= step_.inputs.size() || step_.inputs[static_cast<size_t>(i)] < 0) return {};
-    return values_.tensors[static_cast<size_t>(step_.inputs[static_cast<size_t>(i)])];
+    return run_.tensors[static_cast<size_t>(step_.inputs[static_cast<size_t>(i)])];
   }
 
   Tensor output(int i, const int64_t* dims, int rank) override {
     if (i < 0 || static_cast<size_t>(i) >= step_.outputs.size() || step_.outputs[static_cast<size_t>(i)] < 0) return {};
-    const auto place = static_cast<size_t>(step_.outputs[static_cast<size_t>(i)]);
-    Tensor& tensor = values_.tensors[place];
+    const int place = step_.outputs[static_cast<size_t>(i)];
+    Tensor& tensor = run_.tensors[static_cast<size_t>(place)];
     if (tensor.data) {  // bound
       if (tensor.rank == rank && std::equal(dims, dims + rank, tensor.dims)) return tensor;
       problem = "an output has another shape than the memory it is bound to";
@@ -71,23 +72,23 @@ class NodeSequence::NodeContext : public RunContext {
     std::copy(dims, dims + rank, tensor.dims);
     const size_t bytes = static_cast<size_t>(tensor.size()) * bytesOf(tensor.dtype);
     tensor.data = OnnxRuntime::get().arena.allocate(std::max<size_t>(bytes, 1));
-    if (!tensor.data) problem = "out of memory";
-    values_.isOwn[place] = tensor.data != nullptr;
+    if (tensor.data) run_.own.push_back(place);
+    else problem = "out of memory";
     return tensor;
   }
 
  private:
   const Step& step_;
-  Values& values_;
+  Run& run_;
 };
 
-void NodeSequence::runNode(size_t n, Values& values) const {
+void NodeSequence::runNode(size_t n, Run& run) const {
   const Step& step = nodes_[n];
-  NodeContext context(step, values);
+  NodeContext context(step, run);
   const char* message = step.node->run(context);
   if (context.problem) message = context.problem;
   if (message) throw std::runtime_error(step.node->describe(message));
-  for (const int place : step.dead) values.free(static_cast<size_t>(place));
+  for (const int place : step.dead) run.free(place);
 }
 
 }  // namespace espalier

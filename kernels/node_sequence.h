@@ -23,12 +23,12 @@ class NodeSequence {
   size_t place(const std::string& value) const;
   size_t places() const { return values_.size(); }
 
-  /// Runs all nodes. `bound` has the model's inputs and outputs at their places; what else the nodes make lives in the arena
-  /// from the node that makes it to the last that reads it. Throws std::runtime_error naming the operator.
-  /// isCancelled is asked between nodes, and ends the run.
-  template <typename F> void run(const std::vector<Tensor>& bound, F&& isCancelled) const {
-    Values values(bound, *this);
-    for (size_t n = 0; n < nodes_.size() && !isCancelled(); n++) runNode(n, values);
+  /// Runs all nodes. `tensors` has the model's inputs and outputs at their places and nothing at the others, before and
+  /// after: what else the nodes make lives in the arena from the node that makes it to the last that reads it.
+  /// Throws std::runtime_error naming the operator. isCancelled is asked between nodes, and ends the run.
+  template <typename F> void run(std::vector<Tensor>& tensors, F&& isCancelled) const {
+    Run run{tensors, {}};
+    for (size_t n = 0; n < nodes_.size() && !isCancelled(); n++) runNode(n, run);
   }
 
  private:
@@ -37,17 +37,15 @@ class NodeSequence {
     std::vector<int> inputs, outputs;  // places; -1: absent
     std::vector<int> dead;             // values of the sequence that no later node reads
   };
-  /// The tensors of one run; frees what the sequence still holds.
-  struct Values {
-    Values(const std::vector<Tensor>& bound, const NodeSequence& sequence);
-    ~Values();
-    void free(size_t place);
-    std::vector<Tensor> tensors;
-    std::vector<bool> isOwn;
+  struct Run {
+    ~Run();
+    void free(int place);
+    std::vector<Tensor>& tensors;
+    std::vector<int> own;  // places of what lies in the arena
   };
   class NodeContext;
 
-  void runNode(size_t n, Values& values) const;
+  void runNode(size_t n, Run& run) const;
 
   std::vector<std::string> values_;
   std::vector<Step> nodes_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <set>
 
 namespace espalier {
 namespace {
@@ -122,7 +123,7 @@ Program::Program(const KernelLibrary& library, const std::vector<ModelSpec>& mod
       if (std::none_of(spec.inputs.begin(), spec.inputs.end(), [&](const BindingSpec& b) { return b.tensor == value.name; }))
         throw std::runtime_error(place(spec.name, "input", value.name) + "not bound");
     if (spec.outputs.empty()) throw std::runtime_error("step \"" + spec.name + "\": no output is bound");
-    Step step{spec.model, std::move(spec.name), {}, {}, {}, {}, {}, {}, {}};
+    Step step{spec.model, std::move(spec.name), {}, {}, {}, false, {}, {}, {}, {}, {}};
     const NodeSequence* sequence = sequences_[spec.model].get();
     if (sequence) step.tensors.resize(sequence->places());
     const auto bind = [&](std::vector<BindingSpec>& from, std::vector<Bound>& to) {
@@ -191,12 +192,19 @@ OrtValue* Program::valueOf(Bound& bound) {
 }
 
 void Program::runStep(Step& step, const std::vector<int64_t>& dims, RunControl& control) {
-  for (auto& bound : step.inputs) resolve(step, bound, "input", dims);
-  for (auto& bound : step.outputs) resolve(step, bound, "output", dims);
-  try {
-    if (const NodeSequence* sequence = sequences_[step.model].get()) {
+  const NodeSequence* sequence = sequences_[step.model].get();
+  if (!step.isResolved || step.dims != dims) {
+    step.isResolved = false;
+    for (auto& bound : step.inputs) resolve(step, bound, "input", dims);
+    for (auto& bound : step.outputs) resolve(step, bound, "output", dims);
+    if (sequence)
       for (const auto* list : {&step.inputs, &step.outputs})
         for (const auto& bound : *list) step.tensors[bound.place] = bound.tensor;
+    step.dims = dims;
+    step.isResolved = true;
+  }
+  try {
+    if (sequence) {
       sequence->run(step.tensors, [&] { return control.isCancelled(); });
       if (control.isCancelled()) throw Cancelled();
       return;
@@ -212,25 +220,29 @@ void Program::runStep(Step& step, const std::vector<int64_t>& dims, RunControl& 
   }
 }
 
+const std::vector<Program::Use>& Program::usesOf(size_t from, size_t to) {
+  if (uses_.from == from && uses_.to == to) return uses_.list;
+  uses_ = {from, to, {}};
+  std::set<Memory*> seen;
+  for (size_t s = from; s < to; s++)
+    for (auto* list : {&steps_[s].inputs, &steps_[s].outputs})
+      for (const auto& bound : *list) {
+        Memory* memory = bound.spec.memory.get();
+        if (seen.insert(memory).second) uses_.list.push_back({memory, &bound, s, list == &steps_[s].inputs ? "input" : "output"});
+      }
+  return uses_.list;
+}
+
 void Program::run(const std::vector<int64_t>& dims, size_t from, size_t to, RunControl& control, double* stepMs) {
-  std::vector<Memory*> held;
-  struct Release {
-    std::vector<Memory*>& held;
-    ~Release() {
+  struct Hold {
+    std::vector<Memory*> held;
+    ~Hold() {
       for (Memory* memory : held) memory->release();
     }
-  } release{held};
-  for (size_t s = from; s < to; s++) {
-    for (auto* list : {&steps_[s].inputs, &steps_[s].outputs}) {
-      for (auto& bound : *list) {
-        Memory* memory = bound.spec.memory.get();
-        if (std::find(held.rbegin(), held.rend(), memory) != held.rend()) continue;
-        if (!memory->acquire())
-          throw std::runtime_error(place(steps_[s].name, list == &steps_[s].inputs ? "input" : "output", bound.spec.tensor) +
-                                   "its buffer was freed");
-        held.push_back(memory);
-      }
-    }
+  } hold;
+  for (const Use& use : usesOf(from, to)) {
+    if (!use.memory->acquire()) throw std::runtime_error(place(steps_[use.step].name, use.direction, use.bound->spec.tensor) + "its buffer was freed");
+    hold.held.push_back(use.memory);
   }
 
   struct Lease {

@@ -72,7 +72,7 @@ class Program {
  private:
   struct Bound {
     BindingSpec spec;
-    Tensor tensor;              // for the dimensions of the last run
+    Tensor tensor;              // for the step's dimensions
     size_t bytes = 0;
     OrtValue* value = nullptr;  // of the tensor, once ONNX Runtime has needed it
     size_t place = 0;           // in the tensors of a sequence
@@ -81,12 +81,28 @@ class Program {
     size_t model;
     std::string name;
     std::vector<Bound> inputs, outputs;
+    std::vector<int64_t> dims;  // that everything is resolved for
+    bool isResolved;
     std::vector<const char*> inputNames, outputNames;
     std::vector<const OrtValue*> inputValues;
     std::vector<OrtValue*> outputValues;
     std::vector<Tensor> tensors;
   };
 
+  /// A memory that steps use, with the first binding to it.
+  struct Use {
+    Memory* memory;
+    const Bound* bound;
+    size_t step;
+    const char* direction;
+  };
+  struct Uses {
+    size_t from, to;
+    std::vector<Use> list;
+  };
+
+  /// Every memory of steps [from, to), once.
+  const std::vector<Use>& usesOf(size_t from, size_t to);
   void resolve(const Step& step, Bound& bound, const char* direction, const std::vector<int64_t>& dims);
   OrtValue* valueOf(Bound& bound);
   void runStep(Step& step, const std::vector<int64_t>& dims, RunControl& control);
@@ -95,6 +111,7 @@ class Program {
   std::vector<std::unique_ptr<NodeSequence>> sequences_;  // null: the session runs
   std::vector<std::string> dims_;
   std::vector<Step> steps_;
+  Uses uses_{0, 0, {}};
   const bool profiles_;
   std::mutex profileMutex_;
   std::map<std::string, OpTime> profile_;

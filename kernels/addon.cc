@@ -168,7 +168,7 @@ Napi::Value loadFile(const Napi::CallbackInfo& info) {
   auto memory = std::make_shared<std::shared_ptr<Memory>>();
   return submit(
       env, env.GetInstanceData<Instance>()->loads,
-      [=] { *memory = Memory::loadFile(path, striped, OnnxRuntime::get().threads); },
+      [=] { *memory = Memory::loadFile(path, striped, *OnnxRuntime::get().team); },
       [memory](Napi::Env e) {
         Napi::Object result = Napi::Object::New(e);
         result.Set("byteLength", static_cast<double>((*memory)->size()));

@@ -13,7 +13,6 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
-#include <thread>
 
 #include "stripes.h"
 
@@ -154,7 +153,7 @@ void readPiece(const File& file, const StripedRange& piece, std::vector<uint8_t>
 
 }  // namespace
 
-std::shared_ptr<Memory> Memory::loadFile(const std::string& path, std::vector<StripedRange> striped, int threads) {
+std::shared_ptr<Memory> Memory::loadFile(const std::string& path, std::vector<StripedRange> striped, Team& team) {
   const File file(path);
   const std::vector<StripedRange> pieces = piecesOf(path, file.size(), std::move(striped));
   std::shared_ptr<Memory> memory(new Memory);
@@ -165,7 +164,7 @@ std::shared_ptr<Memory> Memory::loadFile(const std::string& path, std::vector<St
   std::atomic<size_t> next{0};
   std::mutex mutex;
   std::string problem;
-  const auto work = [&] {
+  auto work = [&] {
     try {
       std::vector<uint8_t> room;
       for (size_t i = next.fetch_add(1); i < pieces.size(); i = next.fetch_add(1)) readPiece(file, pieces[i], room, memory->data_ + pieces[i].byteOffset);
@@ -175,10 +174,7 @@ std::shared_ptr<Memory> Memory::loadFile(const std::string& path, std::vector<St
       problem = error.what();
     }
   };
-  std::vector<std::thread> helpers;
-  for (int t = 1; t < threads && pieces.size() > 1; t++) helpers.emplace_back(work);
-  work();
-  for (std::thread& helper : helpers) helper.join();
+  team.run(team.threads(), [](void* user, size_t) { (*static_cast<decltype(work)*>(user))(); }, &work);
   if (!problem.empty()) throw std::runtime_error(problem);
   protect(memory->data_, memory->size_);
   return memory;

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "team.h"
+
 namespace espalier {
 
 /// A matrix in a file whose rows are laid in stripes when it is loaded (stripes.h): `rows` rows of units of 2 or 4 bytes.
@@ -25,7 +27,7 @@ class Memory {
   /// A file's bytes, read-only, those of `striped` in stripes. In large pages where the system has them: decoding reads
   /// all of it for every token, and with small pages the processor spends up to a fifth of that on finding them.
   /// Throws std::runtime_error, naming the file.
-  static std::shared_ptr<Memory> loadFile(const std::string& path, std::vector<StripedRange> striped, int threads);
+  static std::shared_ptr<Memory> loadFile(const std::string& path, std::vector<StripedRange> striped, Team& team);
   ~Memory();
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;

@@ -13,10 +13,11 @@ enum class DType : int32_t { none = 0, f32 = 1, u8 = 2, i8 = 3, i32 = 6, i64 = 7
 
 /// A row-major view. `data` is null for an absent optional input and for an output nobody asked for.
 struct Tensor {
+  static constexpr int32_t kMaxRank = 6;
   void* data = nullptr;
   DType dtype = DType::none;
   int32_t rank = 0;
-  int64_t dims[6] = {};
+  int64_t dims[kMaxRank] = {};
 
   explicit operator bool() const { return data != nullptr; }
   template <typename T> T* as() const { return static_cast<T*>(data); }
@@ -47,7 +48,7 @@ class Context {
   virtual void* scratch(size_t bytes) = 0;
   /// Threads that parallelFor uses at most. Results must not depend on it.
   virtual int threads() = 0;
-  /// Runs body(user, task) for every task in [0, tasks), in any order, on ONNX Runtime's pool; returns when all are done.
+  /// Runs body(user, task) for every task in [0, tasks), in any order, on the team (team.h); returns when all are done.
   virtual void parallel(int64_t tasks, void (*body)(void* user, size_t task), void* user) = 0;
 
   Tensor output(int i, std::initializer_list<int64_t> dims) { return output(i, dims.begin(), static_cast<int>(dims.size())); }

@@ -1,5 +1,5 @@
 // The nodes of a model that has none but our operators, run one after another without ONNX Runtime between them. There a
-// node costs it some 3 us and a session 15 more, together a quarter of a decode step, whose kernels take 6 to 30 us each.
+// node costs it some 3 us and a session 15 more, together a third of a decode step, whose kernels take 6 to 30 us each.
 #pragma once
 #include <string>
 #include <vector>

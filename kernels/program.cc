@@ -53,7 +53,7 @@ void verify(const StepSpec& step, const char* direction, const BindingSpec& bind
     if (!fits)
       throw std::runtime_error(where + "bound with shape " + text(binding.shape) + ", but the model declares " + text(found->dims));
   }
-  if (binding.shape.size() > sizeof Tensor{}.dims / sizeof(int64_t)) throw std::runtime_error(where + "more than six dimensions");
+  if (binding.shape.size() > Tensor::kMaxRank) throw std::runtime_error(where + "more than six dimensions");
   const size_t unit = bytesOf(binding.dtype);
   if (unit == 0) throw std::runtime_error(where + "unknown type");
   if (binding.byteOffset % unit != 0)
@@ -123,7 +123,9 @@ Program::Program(const KernelLibrary& library, const std::vector<ModelSpec>& mod
       if (std::none_of(spec.inputs.begin(), spec.inputs.end(), [&](const BindingSpec& b) { return b.tensor == value.name; }))
         throw std::runtime_error(place(spec.name, "input", value.name) + "not bound");
     if (spec.outputs.empty()) throw std::runtime_error("step \"" + spec.name + "\": no output is bound");
-    Step step{spec.model, std::move(spec.name), {}, {}, {}, false, {}, {}, {}, {}, {}};
+    Step step;
+    step.model = spec.model;
+    step.name = std::move(spec.name);
     const NodeSequence* sequence = sequences_[spec.model].get();
     if (sequence) step.tensors.resize(sequence->places());
     const auto bind = [&](std::vector<BindingSpec>& from, std::vector<Bound>& to) {

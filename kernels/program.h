@@ -78,11 +78,11 @@ class Program {
     size_t place = 0;           // in the tensors of a sequence
   };
   struct Step {
-    size_t model;
+    size_t model = 0;
     std::string name;
     std::vector<Bound> inputs, outputs;
     std::vector<int64_t> dims;  // that everything is resolved for
-    bool isResolved;
+    bool isResolved = false;
     std::vector<const char*> inputNames, outputNames;
     std::vector<const OrtValue*> inputValues;
     std::vector<OrtValue*> outputValues;

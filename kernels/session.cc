@@ -197,7 +197,7 @@ class OrtContext : public RunContext {
     const int64_t* dims = nullptr;
     size_t rank = 0;
     if (fail(runtime->api->GetTensorElementTypeAndShapeDataReference(value, &type, &dims, &rank))) return {};
-    if (rank > sizeof tensor.dims / sizeof tensor.dims[0]) {
+    if (rank > Tensor::kMaxRank) {
       fail(runtime->api->CreateStatus(ORT_INVALID_ARGUMENT, "a tensor has more than six dimensions"));
       return {};
     }

@@ -42,13 +42,14 @@ template <typename F> void forRuns(Context& context, int64_t tasks, F&& f) {
   });
 }
 
+constexpr int64_t kMaxStageBlocks = 8;
 /// Tasks of one block: those that prepare it (pack its rows), and those that need it prepared (multiply them).
 struct StageCounts {
   int64_t first, second;
 };
 
 /// first(worker, block, task) for every first task of a block, then second(worker, block, task); when all blocks are
-/// prepared, last(worker, task) for every task in [0, lasts). count(block) gives a block's tasks, at most kMaxWorkers blocks.
+/// prepared, last(worker, task) for every task in [0, lasts). count(block) gives a block's tasks, at most kMaxStageBlocks blocks.
 /// A worker begins with a block of its own, whose prepared rows so stay in its cache (fetched from another core's they cost
 /// up to a fifth of a product where cores share none), and then helps with the others'.
 template <typename Count, typename First, typename Second, typename Last>
@@ -56,7 +57,7 @@ void forStages(Context& context, int64_t blocks, int64_t lasts, Count&& count, F
   struct alignas(64) Block {
     std::atomic<int64_t> nextFirst{0}, ready{0}, nextSecond{0};
     StageCounts tasks{};
-  } list[kMaxWorkers];
+  } list[kMaxStageBlocks];
   std::atomic<int64_t> nextLast{0};
   for (int64_t b = 0; b < blocks; b++) list[b].tasks = count(b);
   const int64_t workers = std::min<int64_t>(std::max(1, context.threads()), kMaxWorkers);

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "gemm.h"
+#include "loops.h"
 
 namespace espalier {
 
@@ -18,6 +19,7 @@ constexpr int64_t kHotRowBytes = 160 << 10, kCheapRowBytes = 3 << 20;
 
 /// Rows of a block at least: a block unpacks the weights for itself.
 constexpr int64_t kMinBlockRows = 256;
+static_assert(kMaxBlockRows / kMinBlockRows <= kMaxStageBlocks, "as many blocks as forStages takes");
 
 /// The rows of a product, up to kMaxBlockRows of them, in up to a block per thread (forStages gives each a thread of its own).
 struct RowBlocks {

@@ -62,8 +62,21 @@ export interface OpDefinition<A extends Attributes = Attributes> {
    * How this op takes over what makes its input 0, where nothing else reads that: the node that stands for both, or null.
    */
   readonly absorb?: (node: Node, producer: Node) => Replacement | null
-  /** The op that computes this one and its gradient in one pass, where the incoming gradient is known beforehand. */
-  readonly fusedWithGradient?: { readonly gradientOp: string; fuse(forward: Node, backward: Node): FusedPair | null }
+  /** The op that computes this one and its gradient in one pass. */
+  readonly fusedWithGradient?: GradientFusion
+}
+
+export interface GradientFusion {
+  readonly gradientOp: string
+  /** The one node, where the incoming gradient is known before the forward runs. Null: they stay two. */
+  fuse(forward: Node, backward: Node): FusedPair | null
+  /** The same where the incoming gradient depends on the forward's results, and the gradient is linear in it. */
+  fuseUnit?(forward: Node, backward: Node): UnitPair | null
+}
+
+/** A fused node that computes the gradient for incoming ones; `finish` gives the backward's output from that. */
+export interface UnitPair extends FusedPair {
+  finish(unit: Value): Value
 }
 
 /** A node in the place of others. */

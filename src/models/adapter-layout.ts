@@ -1,10 +1,10 @@
 // Where the tensors of an adapter lie in its flat float32 buffers, and their first values. One linear is one slice: A, B
 // and DoRA's magnitude one after another, each at a multiple of 64 bytes (design §3, "Adapters are slots").
-import type { AdapterShape, LinearAdapter } from './adapter-slot.js'
+import { type AdapterShape, type LinearAdapter, scorePath } from './adapter-slot.js'
 import type { LoraConfig } from './lora-config.js'
 import type { LoraTarget } from './lora-targets.js'
 
-export type LoraTensorKind = 'loraA' | 'loraB' | 'magnitude'
+export type LoraTensorKind = 'loraA' | 'loraB' | 'magnitude' | 'score'
 
 export interface LoraTensor {
   /** PEFT's key, e.g. `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`. */
@@ -12,7 +12,7 @@ export interface LoraTensor {
   /** Path of the linear. */
   readonly path: string
   readonly kind: LoraTensorKind
-  /** A [rank, in], B [out, rank], magnitude [out]. */
+  /** A [rank, in], B [out, rank], magnitude [out], score [1, D]. */
   readonly shape: readonly number[]
   /** Float32 elements from the start of the buffer. */
   readonly offset: number
@@ -38,30 +38,37 @@ export const peftNames: Readonly<Record<LoraTensorKind, (path: string) => string
   loraA: (path) => `${PREFIX}${path}.lora_A.weight`,
   loraB: (path) => `${PREFIX}${path}.lora_B.weight`,
   magnitude: (path) => `${PREFIX}${path}.lora_magnitude_vector`,
+  score: (path) => `${PREFIX}${path}.weight`,
 }
 
-/** Lays out the targets in their order. */
-export function layoutAdapter(
-  targets: readonly LoraTarget[],
-  options: { useDora: boolean; dropout: number },
-): LoraLayout {
+export interface LayoutOptions {
+  useDora: boolean
+  dropout: number
+  /** Size of the hidden states that a trained scalar head reads; absent: no such head. */
+  scoreFeatures?: number | undefined
+}
+
+/** Lays out the targets in their order, the scalar head last. */
+export function layoutAdapter(targets: readonly LoraTarget[], options: LayoutOptions): LoraLayout {
   const tensors: LoraTensor[] = []
   const linears = new Map<string, LinearAdapter>()
   let end = 0
-  for (const { path, rank, scaling, inFeatures, outFeatures } of targets) {
-    const start = align(end)
-    const place = (kind: LoraTensorKind, shape: number[]) => {
-      const offset = align(end)
-      tensors.push({ name: peftNames[kind](path), path, kind, shape, offset })
-      end = offset + shape.reduce((product, size) => product * size, 1)
-      return offset - start
-    }
-    place('loraA', [rank, inFeatures])
-    const bOffset = place('loraB', [outFeatures, rank])
-    const magnitude = options.useDora ? { magnitudeOffset: place('magnitude', [outFeatures]) } : {}
-    linears.set(path, { path, rank, scaling, offset: start, length: end - start, bOffset, ...magnitude })
+  const place = (path: string, kind: LoraTensorKind, shape: number[]): number => {
+    const offset = align(end)
+    tensors.push({ name: peftNames[kind](path), path, kind, shape, offset })
+    end = offset + shape.reduce((product, size) => product * size, 1)
+    return offset
   }
-  return { tensors, length: align(end), targets, adapter: { linears, dropout: options.dropout } }
+  for (const { path, rank, scaling, inFeatures, outFeatures } of targets) {
+    const offset = place(path, 'loraA', [rank, inFeatures])
+    const bOffset = place(path, 'loraB', [outFeatures, rank]) - offset
+    const magnitude = options.useDora ? { magnitudeOffset: place(path, 'magnitude', [outFeatures]) - offset } : {}
+    linears.set(path, { path, rank, scaling, offset, length: end - offset, bOffset, ...magnitude })
+  }
+  const { dropout, scoreFeatures } = options
+  if (scoreFeatures === undefined) return { tensors, length: align(end), targets, adapter: { linears, dropout } }
+  const score = { offset: place(scorePath, 'score', [1, scoreFeatures]), length: scoreFeatures }
+  return { tensors, length: align(end), targets, adapter: { linears, dropout, score } }
 }
 
 /** The floats of one tensor in a flat buffer (a view). */
@@ -100,8 +107,7 @@ function initA(
   const [rank, inFeatures] = tensor.shape as [number, number]
   if (lora.initLoraWeights === 'gaussian') {
     for (let i = 0; i < values.length; i++) {
-      // Box-Muller
-      values[i] = (Math.sqrt(-2 * Math.log(draw(2 * i))) * Math.cos(2 * Math.PI * draw(2 * i + 1))) / rank
+      values[i] = normalFrom(draw(2 * i), draw(2 * i + 1)) / rank
     }
     return
   }
@@ -109,8 +115,19 @@ function initA(
   for (let i = 0; i < values.length; i++) values[i] = (2 * draw(i) - 1) * bound
 }
 
+/** Normal with deviation 1/√(D + 1), so that first scores are of order one (arXiv:2403.17031, detail 7). */
+function initScore(values: Float32Array, tensor: LoraTensor, seed: number): void {
+  const draw = uniformStream(seed, tensor.name)
+  const deviation = 1 / Math.sqrt(values.length + 1)
+  for (let i = 0; i < values.length; i++) values[i] = deviation * normalFrom(draw(2 * i), draw(2 * i + 1))
+}
+
+/** Box-Muller. */
+const normalFrom = (a: number, b: number) => Math.sqrt(-2 * Math.log(a)) * Math.cos(2 * Math.PI * b)
+
 /**
- * First values of a new adapter: A random by seed and name, B zero, DoRA's magnitude the row norms of the base weight.
+ * First values of a new adapter: A random by seed and name, B zero, DoRA's magnitude the row norms of the base weight,
+ * the scalar head small and random.
  * @param rowNorms L2 norm of every row of the linear's base weight [out]; needed with DoRA
  */
 export function initAdapter(
@@ -122,6 +139,7 @@ export function initAdapter(
   for (const tensor of layout.tensors) {
     const view = viewTensor(values, tensor)
     if (tensor.kind === 'loraA') initA(view, tensor, { initLoraWeights: options.initLoraWeights ?? true }, options.seed)
+    if (tensor.kind === 'score') initScore(view, tensor, options.seed)
     if (tensor.kind === 'magnitude') {
       if (!options.rowNorms) throw new Error('DoRA needs the row norms of the base weights')
       view.set(options.rowNorms(tensor.path))

@@ -28,7 +28,12 @@ export interface AdapterShape {
   readonly linears: ReadonlyMap<string, LinearAdapter>
   /** Probability of dropping an entry of the adapter's input while training. */
   readonly dropout: number
+  /** A trained scalar head [D] beside the linears, read by reward and value models. */
+  readonly score?: { readonly offset: number; readonly length: number }
 }
+
+/** Path of the scalar head, as Hugging Face's sequence classifiers name it. */
+export const scorePath = 'score'
 
 /** Leaf that holds one linear's slice of the flat parameters. */
 export const adapterLeafName = (path: string): string => `adapter.${path}`

@@ -89,6 +89,7 @@ export class ModelContext {
   private readonly paged: PagedTrace | null
   private layer = 0
   readonly graph: Graph
+  readonly isTraining: boolean
 
   constructor(graph: Graph, options: TraceOptions) {
     this.graph = graph
@@ -96,7 +97,8 @@ export class ModelContext {
     this.formats = options.formats
     this.adapter = options.adapter ?? null
     this.paged = options.paged ?? null
-    const dropping = options.training && (this.adapter?.dropout ?? 0) > 0
+    this.isTraining = options.training ?? false
+    const dropping = this.isTraining && (this.adapter?.dropout ?? 0) > 0
     this.random = dropping
       ? {
           rowKeys: graph.leaf(batchLeaves.rowKeys, 'input', 'i64', ['N']),

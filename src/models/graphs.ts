@@ -1,13 +1,14 @@
 // The graphs that a model is used through without training: log-probabilities of given tokens, and logits of given rows.
 import { type DType, Graph, type GraphOptions, type Shape, type Value } from '../compiler/graph.js'
 import { cast } from '../compiler/ops/elementwise.js'
+import { matMul } from '../compiler/ops/linear-algebra.js'
 import { linearLogProb } from '../compiler/ops/linear-log-prob.js'
 import { quantLinear } from '../compiler/ops/quant-linear.js'
 import { convert } from '../compiler/ops/rotary.js'
 import { maskWords, SAMPLING_COLUMNS, sampleTokens } from '../compiler/ops/sample-tokens.js'
-import { gather } from '../compiler/ops/shape.js'
+import { gather, reshape } from '../compiler/ops/shape.js'
 import { weightLeaf } from '../compiler/ops/weight.js'
-import { adapterNorms } from './adapter-slot.js'
+import { adapterLeafName, adapterNorms, scorePath } from './adapter-slot.js'
 import type { Architecture } from './architecture.js'
 import { ModelContext, type PagedTrace, pagedLeaves, type TraceOptions } from './context.js'
 
@@ -24,14 +25,35 @@ export function graphOptions(hasKernels: boolean, precision: Precision): GraphOp
     : { kernels: hasKernels, activationType: 'f32', strict: true }
 }
 
-/** Log-probability and entropy of every labelled row: f32 [M] each. */
+/** Log-probability and entropy of every labelled row, f32 [M] each. */
 export function headLogProbs(ctx: ModelContext, hidden: Value): { logps: Value; entropy: Value } {
   const g = ctx.graph
   return g.in('head', () => {
     const labels = g.leaf(headLeaves.labels, 'input', 'i32', ['M'])
     const lossRows = g.leaf(headLeaves.lossRows, 'input', 'i32', ['M'])
-    return linearLogProb(hidden, ctx.head(), labels, lossRows)
+    const { logps, entropy } = linearLogProb(hidden, ctx.head(), labels, lossRows, { distinctRows: ctx.isTraining })
+    return { logps, entropy }
   })
+}
+
+/** The adapter's scalar head over the rows that `lossRows` names: f32 [M]. */
+export function headScores(ctx: ModelContext, hidden: Value): Value {
+  const g = ctx.graph
+  return g.in('head', () => {
+    const lossRows = g.leaf(headLeaves.lossRows, 'input', 'i32', ['M'])
+    const { hiddenSize } = ctx.config
+    const weight = g.leaf(adapterLeafName(scorePath), 'parameter', g.floatType, [hiddenSize])
+    const rows = gather(convert(hidden, g.floatType), cast(lossRows, 'i64')) // [M, D]
+    return reshape(matMul(rows, reshape(weight, [hiddenSize, 1])), lossRows.shape)
+  })
+}
+
+/** Output `scores` [M]. */
+export function rewardGraph(architecture: Architecture, graph: GraphOptions, trace: TraceOptions): Graph {
+  const g = new Graph(graph)
+  const ctx = new ModelContext(g, trace)
+  g.output('scores', headScores(ctx, architecture.build(ctx)))
+  return g
 }
 
 /** Outputs `logps` [M] and `entropy` [M]. */

@@ -63,6 +63,7 @@ const peftSchema = z.looseObject({
   use_rslora: z.boolean().nullish(),
   use_dora: z.boolean().nullish(),
   init_lora_weights: z.unknown().optional(),
+  modules_to_save: z.array(z.string()).nullish(),
 })
 
 /** PEFT's defaults of the fields that we do not apply, and so the only values that may be there. */
@@ -82,7 +83,6 @@ const unapplied: Record<string, unknown> = {
   lora_ga_config: null,
   megatron_config: null,
   megatron_core: 'megatron.core',
-  modules_to_save: null,
   monteclora_config: null,
   qalora_group_size: 16,
   revision: null,
@@ -113,7 +113,13 @@ const isEmpty = (value: unknown): boolean =>
   value === false ||
   (typeof value === 'object' && Object.keys(value as object).length === 0)
 
+/** The names under which PEFT keeps the head of a sequence classifier. */
+const scoreModules = ['classifier', 'score']
+
 function refuseUnsupported(raw: Record<string, unknown>, file: string): void {
+  const saved = Array.isArray(raw.modules_to_save) ? raw.modules_to_save : []
+  const other = saved.filter((name) => !scoreModules.includes(name))
+  if (other.length > 0) throw new FormatError(file, 'modules_to_save', `${other.join(', ')}: only score is supported`)
   for (const [key, plain] of Object.entries(unapplied)) {
     if (harmless.has(key) || !(key in raw) || raw[key] === plain) continue
     if (isEmpty(raw[key]) && isEmpty(plain)) continue
@@ -126,6 +132,8 @@ export interface PeftConfig {
   /** `base_model_name_or_path`: what the adapter was trained on. */
   baseModel: string | null
   taskType: string | null
+  /** The adapter has a scalar head: a reward or value model. */
+  hasScore: boolean
 }
 
 const list = (value: string | string[] | null | undefined): string[] | null =>
@@ -158,7 +166,8 @@ export function parsePeftConfig(raw: Record<string, unknown>, file: string): Pef
     useDora: config.use_dora ?? false,
     initLoraWeights: config.init_lora_weights === 'gaussian' ? 'gaussian' : true,
   }
-  return { lora, baseModel: config.base_model_name_or_path ?? null, taskType: config.task_type ?? null }
+  const hasScore = config.modules_to_save?.includes('score') ?? false
+  return { lora, baseModel: config.base_model_name_or_path ?? null, taskType: config.task_type ?? null, hasScore }
 }
 
 /** Python's dump of a JSON value with two spaces; `isFloat` numbers keep their point. */
@@ -182,7 +191,7 @@ function dump(value: unknown, indent: string, isFloat: boolean): string {
 }
 
 /** The text of adapter_config.json as PEFT saves it: all fields, sorted. */
-export function formatPeftConfig({ lora, baseModel, taskType }: PeftConfig): string {
+export function formatPeftConfig({ lora, baseModel, taskType, hasScore }: PeftConfig): string {
   const sorted = (value: string[] | string | null) => (Array.isArray(value) ? [...value].sort() : value)
   return dump(
     {
@@ -195,6 +204,7 @@ export function formatPeftConfig({ lora, baseModel, taskType }: PeftConfig): str
       layers_to_transform: lora.layersToTransform,
       lora_alpha: lora.alpha,
       lora_dropout: lora.dropout,
+      modules_to_save: hasScore ? scoreModules : null,
       peft_type: 'LORA',
       peft_version: PEFT_VERSION,
       r: lora.rank,

@@ -34,6 +34,8 @@ export interface LoadedAdapter extends PeftConfig {
 export interface LoadOptions {
   /** Accept an adapter of which only part fits: linears without both matrices are left alone, other tensors ignored. */
   allowPartial?: boolean
+  /** The adapter is that of a reward or value model: its scalar head reads hidden states of this size. */
+  scoreFeatures?: number | undefined
 }
 
 const formatOfDtype: Record<string, 'f32' | 'f16' | 'bf16'> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
@@ -97,7 +99,8 @@ export function loadAdapter(dir: string, linears: readonly LinearSize[], options
     } catch (error) {
       throw new FormatError(join(dir, peftFiles.config), 'target_modules', (error as Error).message)
     }
-    const shape = { useDora: config.lora.useDora, dropout: config.lora.dropout }
+    const { useDora, dropout } = config.lora
+    const shape = { useDora, dropout, scoreFeatures: options.scoreFeatures }
     const wanted = layoutAdapter(targets, shape)
     const names = new Set(wanted.tensors.map(({ name }) => name))
     const report: AdapterReport = {
@@ -126,7 +129,6 @@ export interface SaveOptions {
   values: Float32Array
   /** Name or path of the base, for `base_model_name_or_path`. */
   baseModel: string | null
-  taskType?: string | null
 }
 
 /** PEFT has no `all-linear` in saved files: it writes the names that it stood for. */
@@ -135,7 +137,7 @@ function savedTargets(lora: LoraConfig, layout: LoraLayout): LoraConfig['targetM
   return [...new Set(layout.targets.map(({ path }) => path.slice(path.lastIndexOf('.') + 1)))]
 }
 
-/** Writes a PEFT folder; existing files of it are replaced. */
+/** Writes a PEFT folder, that of a sequence classifier where there is a scalar head; existing files are replaced. */
 export function saveAdapter(dir: string, options: SaveOptions): void {
   const { lora, layout, values } = options
   mkdirSync(dir, { recursive: true })
@@ -149,7 +151,8 @@ export function saveAdapter(dir: string, options: SaveOptions): void {
   const config = formatPeftConfig({
     lora: { ...lora, targetModules: savedTargets(lora, layout) },
     baseModel: options.baseModel,
-    taskType: options.taskType === undefined ? 'CAUSAL_LM' : options.taskType,
+    taskType: layout.adapter.score ? 'SEQ_CLS' : 'CAUSAL_LM',
+    hasScore: layout.adapter.score !== undefined,
   })
   writeFileSync(join(dir, peftFiles.config), config, { flush: true })
 }

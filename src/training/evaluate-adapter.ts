@@ -26,8 +26,7 @@ export function scorerOf(session: InferenceSession): Pick<TrainProgram, 'score'>
         rows: Int32Array.from(rows),
         labels: Int32Array.from(rows, (row) => batch.labels[row]!),
       }
-      const logps = await session.logps(batch, targets.rows, targets.labels)
-      return { logps, nllSum: -logps.reduce((a, b) => a + b, 0), tokens: logps.length }
+      return { values: await session.logps(batch, targets.rows, targets.labels) }
     },
   }
 }

@@ -1,6 +1,6 @@
 // Evaluation on held-out rows (stop 12): token NLL of documents, and the share of rows whose right answer has the
 // highest log-probability. Forward only, in packs of bounded size, so that memory is never above that of a step.
-import type { MicroBatch, TrainProgram } from './program.js'
+import type { MicroBatch, ScoredModel, TrainProgram } from './program.js'
 
 /** One document: ids and aligned labels (`labels[i]` is the target at position i, −100 none). */
 export interface Document {
@@ -63,8 +63,8 @@ export function* groupByTokens<T>(
 export interface EvaluateOptions {
   /** Tokens in one forward run; at most those of a training micro-batch, for which memory is planned. */
   maxTokens: number
-  /** false: the base alone. */
-  adapter?: boolean
+  /** Default: the adapter in training. */
+  model?: ScoredModel
   signal?: AbortSignal
   onProgress?(done: number, total: number): void
 }
@@ -90,17 +90,17 @@ export async function evaluateLoss(
   const perDocument: HeldOutLoss['perDocument'] = []
   for (const group of groupByTokens(documents, ({ ids }) => ids.length, options.maxTokens)) {
     options.signal?.throwIfAborted()
-    const scored = await program.score(packDocuments(group), { adapter: options.adapter })
-    nllSum += scored.nllSum
-    tokens += scored.tokens
+    const { values } = await program.score(packDocuments(group), { model: options.model })
     let at = 0
     for (const { labels } of group) {
       const own = { nllSum: 0, tokens: 0 }
       for (let i = 0; i < labels.length; i++) {
         if (labels[i]! < 0) continue
-        own.nllSum -= scored.logps[at++]!
+        own.nllSum -= values[at++]!
         own.tokens++
       }
+      nllSum += own.nllSum
+      tokens += own.tokens
       perDocument.push(own)
     }
     done += group.length
@@ -173,8 +173,8 @@ export async function evaluateChoices(
       rows: Int32Array.from(flat, ({ d, position }) => batch.cuSeqlens[d]! + position),
       labels: Int32Array.from(flat, ({ token }) => token),
     }
-    const scored = await program.score(batch, { adapter: options.adapter })
-    for (const [m, { d, choice }] of flat.entries()) logps[group[d]!.row]![choice]! += scored.logps[m]!
+    const { values } = await program.score(batch, { model: options.model })
+    for (const [m, { d, choice }] of flat.entries()) logps[group[d]!.row]![choice]! += values[m]!
     done += group.length
     options.onProgress?.(done, documents.length)
   }

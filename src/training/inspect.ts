@@ -5,7 +5,8 @@ import { prepareBase } from '../models/fetch.js'
 import { graphOptions, scoreGraph } from '../models/graphs.js'
 import { architectureOf } from '../models/index.js'
 import { openAdapter } from './adapter.js'
-import { type LossName, losses } from './losses/index.js'
+import type { LossName } from './losses/index.js'
+import { tokenMean } from './objectives/token-mean.js'
 import type { TrainableRecipe } from './prepare.js'
 import { trainGraph, updateGraph } from './step-graph.js'
 
@@ -63,7 +64,7 @@ export async function inspectRecipe(
   const trace = { config: opened.config, formats: opened.formats, adapter: adapter.layout.adapter }
   const compilers: Record<GraphName, () => Compiled> = {
     train: () =>
-      compile(trainGraph(architecture, how, trace, losses[stage.loss ?? 'crossEntropy']), {
+      compile(trainGraph(architecture, how, trace, tokenMean(stage.loss ?? 'crossEntropy')), {
         dims,
         recompute: stage.recompute ?? 'auto',
         ...(stage.memoryBudgetMb ? { memoryBudgetBytes: stage.memoryBudgetMb * 2 ** 20 } : {}),

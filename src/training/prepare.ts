@@ -35,6 +35,7 @@ import { openRuntime, type Runtime, type RuntimeOptions } from '../runtime/index
 import { openAdapter } from './adapter.js'
 import type { PreparedRun, PrepareOptions, ResolvedRecipe, RunContext } from './context.js'
 import type { ChoiceRow, Document } from './evaluate.js'
+import { tokenMean } from './objectives/token-mean.js'
 import { openTrainProgram } from './step.js'
 import { packageVersion } from './version.js'
 
@@ -278,7 +279,7 @@ export async function prepareRun(
       base,
       layout: adapter.layout,
       adapter: adapter.layout.adapter,
-      loss: options.loss,
+      objective: tokenMean(options.loss),
       maxTokens,
       precision: options.precision,
       recompute: options.recompute,

@@ -28,9 +28,13 @@ export interface MicroBatch {
   cuSeqlens: Int32Array // [documents + 1]
   /** Dataset rows of the documents, for error messages and randomness. */
   documents?: number[]
+  /** Inputs of the objective beside the tokens, by name, and the sizes of their dimensions beside N, M and S. */
+  inputs?: Readonly<Record<string, Float32Array>>
+  dims?: Readonly<Record<string, number>>
   /**
-   * Scoring only: explicit targets instead of `labels`. `logps[i]` is then that of token `labels[i]` after position
-   * `rows[i]`; rows ascend and may repeat, so that several answers are compared behind one prompt.
+   * Explicit targets instead of `labels`: value i is then that of token `labels[i]` after position `rows[i]`, or the
+   * scalar at that position. Rows ascend; in scoring they may repeat, so that several answers are compared behind one
+   * prompt.
    */
   targets?: { rows: Int32Array; labels: Int32Array } // [M] each
 }
@@ -38,7 +42,7 @@ export interface MicroBatch {
 export interface AccumulateOptions {
   /** Zeroes the gradients before adding. */
   first: boolean
-  /** 1 / target tokens of the whole optimizer step. */
+  /** 1 / (target tokens, pairs, … whatever the loss is a mean over) of the whole optimizer step. */
   lossScale: number
   /** Optimizer step that keys the counter-based randomness. */
   rngStep: number
@@ -46,13 +50,12 @@ export interface AccumulateOptions {
 }
 
 export interface AccumulateResult {
-  /** Sum of token NLL times `lossScale`. */
+  /** What the micro-batch adds to the loss of the step. */
   lossSum: number
-  nllSum: number
+  /** Labelled rows. */
   tokens: number
-  /** Per labelled row, in order. */
-  logps?: Float32Array
-  entropySum?: number
+  /** Results of head and objective by name (copies): `logps` and `entropy`, or `scores`, [M] each, and others. */
+  outputs: Readonly<Record<string, Float32Array>>
 }
 
 export interface UpdateHyper {
@@ -68,11 +71,12 @@ export interface UpdateHyper {
 }
 
 export interface ScoreResult {
-  /** Per labelled row, in order. */
-  logps: Float32Array
-  nllSum: number
-  tokens: number
+  /** Of each labelled row, in order: the log-probability of its label, or the scalar where the head is one. */
+  values: Float32Array
 }
+
+/** Whose values: those of the adapter in training, of the base alone, or of the frozen reference. */
+export type ScoredModel = 'adapter' | 'base' | 'reference'
 
 export interface TrainProgram {
   readonly layout: AdapterLayout
@@ -85,8 +89,8 @@ export interface TrainProgram {
   accumulate(batch: MicroBatch, options: AccumulateOptions): Promise<AccumulateResult>
   /** Clips and applies the optimizer; `gradNorm` is the norm before clipping. A non-finite norm changes nothing. */
   update(hyper: UpdateHyper): Promise<{ gradNorm: number }>
-  /** Forward only. `adapter: false` scores the base alone. */
-  score(batch: MicroBatch, options?: { adapter?: boolean }): Promise<ScoreResult>
+  /** Forward only; by default with the adapter in training. */
+  score(batch: MicroBatch, options?: { model?: ScoredModel }): Promise<ScoreResult>
   /** Bytes of all planned buffers, weights' mapping included. */
   readonly plannedBytes: number
   /** Floating-point operations per token of one optimizer step over a document of `tokens`. */

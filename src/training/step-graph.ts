@@ -1,37 +1,42 @@
 // The graph of one micro-batch: forward, loss, backward; and the optimizer's (stops 8 and 10).
 import { backward } from '../compiler/autodiff.js'
-import { Graph, type GraphOptions } from '../compiler/graph.js'
+import { Graph, type GraphOptions, type Value } from '../compiler/graph.js'
 import { adamW } from '../compiler/ops/adamw.js'
-import { neg } from '../compiler/ops/elementwise.js'
-import { reduceSum } from '../compiler/ops/reduce.js'
 import { scalar } from '../compiler/ops/tensor.js'
-import { adapterLeafName } from '../models/adapter-slot.js'
+import { adapterLeafName, scorePath } from '../models/adapter-slot.js'
 import type { Architecture } from '../models/architecture.js'
 import { ModelContext, type TraceOptions } from '../models/context.js'
-import { headLogProbs } from '../models/graphs.js'
-import type { TokenLoss } from './losses/loss.js'
+import { headLogProbs, headScores } from '../models/graphs.js'
+import type { Objective, ObjectiveContext } from './objective.js'
 
-/** Outputs `loss`, `nll` (scalars), `logps`, `entropy` [M]; adds the adapter's gradients to `grad.adapter.<path>`. */
+/**
+ * Outputs `loss` (scalar) and what the head gives, [M] each: `logps` and `entropy`, or `scores`; beside them the
+ * objective's own. Adds the adapter's gradients to `grad.adapter.<path>`.
+ */
 export function trainGraph(
   architecture: Architecture,
   graph: GraphOptions,
   trace: TraceOptions,
-  loss: TokenLoss,
+  objective: Objective,
 ): Graph {
   const g = new Graph(graph)
   const ctx = new ModelContext(g, { ...trace, training: true })
-  const { logps, entropy } = headLogProbs(ctx, architecture.build(ctx))
+  const hidden = architecture.build(ctx)
+  const heads: Partial<ObjectiveContext> =
+    objective.head === 'score' ? { scores: headScores(ctx, hidden) } : headLogProbs(ctx, hidden)
   const total = g.in('head', () => {
-    const weights = g.leaf('lossWeights', 'input', g.floatType, ['M'])
-    g.output('logps', logps)
-    g.output('entropy', entropy)
-    g.output('nll', neg(reduceSum(logps, [0])))
-    const value = loss.build(logps, weights)
+    for (const [name, value] of Object.entries(heads)) g.output(name, value as Value)
+    const value = objective.build({
+      ...(heads as Pick<ObjectiveContext, 'logps' | 'entropy' | 'scores'>),
+      graph: g,
+      input: (name, shape) => g.leaf(name, 'input', g.floatType, shape),
+      output: (name, result) => g.output(name, result),
+    })
     g.output('loss', value)
     return value
   })
   const seed = g.at({ block: 'head', phase: 'backward' }, () => scalar(g, 1, total.dtype))
-  const parameters = new Set([...(trace.adapter?.linears.keys() ?? [])].map(adapterLeafName))
+  const parameters = new Set([...(trace.adapter?.linears.keys() ?? []), scorePath].map(adapterLeafName))
   const trained = g.leaves.filter((v) => v.leaf && parameters.has(v.leaf.name))
   if (trained.length === 0) throw new Error('no linear of this model carries an adapter: there is nothing to train')
   backward(g, new Map([[total, seed]]), trained, { accumulate: true })

@@ -2,20 +2,29 @@
 
 import { gradientLeafName } from '../compiler/autodiff.js'
 import { type Compiled, compile } from '../compiler/compile.js'
+import { type GraphOptions, sizeWith } from '../compiler/graph.js'
 import { adamWHyper } from '../compiler/ops/adamw.js'
 import type { RecomputePolicy } from '../compiler/passes/recompute.js'
-import { type AdapterShape, adapterLeafName, type LinearAdapter, normsLeafName } from '../models/adapter-slot.js'
+import {
+  type AdapterShape,
+  adapterLeafName,
+  type LinearAdapter,
+  normsLeafName,
+  scorePath,
+} from '../models/adapter-slot.js'
 import { batchLeaves, type TraceOptions } from '../models/context.js'
-import { graphOptions, headLeaves, normsGraph, type Precision, scoreGraph } from '../models/graphs.js'
+import { graphOptions, headLeaves, normsGraph, type Precision, rewardGraph, scoreGraph } from '../models/graphs.js'
 import type { LoadedBase } from '../models/loaded-base.js'
 import { type BoundProgram, bindProgram, type LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer } from '../runtime/types.js'
-import { type LossName, losses } from './losses/index.js'
+import { type Objective, programInputs } from './objective.js'
+import { tokenMean } from './objectives/token-mean.js'
 import type {
   AccumulateOptions,
   AccumulateResult,
   AdapterLayout,
   MicroBatch,
+  ScoredModel,
   ScoreResult,
   TrainProgram,
   UpdateHyper,
@@ -26,19 +35,30 @@ export interface TrainProgramOptions {
   readonly base: LoadedBase
   readonly layout: AdapterLayout
   readonly adapter: AdapterShape
-  readonly loss?: LossName
+  /** Default: cross-entropy, the mean over target tokens. */
+  readonly objective?: Objective
+  /** The frozen model that is scored as `reference`; null: the base alone. */
+  readonly reference?: FrozenAdapter | null
   /** The most tokens of a micro-batch. */
   readonly maxTokens: number
   /** The most labelled rows of a micro-batch. Default: maxTokens. */
   readonly maxLossRows?: number
   /** The most documents of a micro-batch. Default: maxTokens. */
   readonly maxDocuments?: number
+  /** The most of each dimension of the objective's own. */
+  readonly maxDims?: Readonly<Record<string, number>>
   readonly precision?: Precision
   readonly recompute?: RecomputePolicy
   /** For the values kept between forward and backward. */
   readonly memoryBudgetBytes?: number
   /** Keys dropout. */
   readonly seed?: number
+}
+
+/** An adapter whose values stay: where its parts lie, and the flat values. */
+export interface FrozenAdapter {
+  readonly shape: AdapterShape
+  readonly values: Float32Array
 }
 
 const FLOAT_BYTES = 4
@@ -52,13 +72,17 @@ export async function openTrainProgram(options: TrainProgramOptions): Promise<Tr
     N: options.maxTokens,
     M: options.maxLossRows ?? options.maxTokens,
     S: (options.maxDocuments ?? options.maxTokens) + 1,
+    ...options.maxDims,
   }
   const trace: TraceOptions = { config: base.config, formats: base.formats, adapter }
-  const compiled = compile(trainGraph(base.architecture, graph, trace, losses[options.loss ?? 'crossEntropy']), {
-    dims,
-    recompute: options.recompute ?? 'auto',
-    memoryBudgetBytes: options.memoryBudgetBytes,
-  })
+  const compiled = compile(
+    trainGraph(base.architecture, graph, trace, options.objective ?? tokenMean('crossEntropy')),
+    {
+      dims,
+      recompute: options.recompute ?? 'auto',
+      memoryBudgetBytes: options.memoryBudgetBytes,
+    },
+  )
   const flat = Array.from({ length: 4 }, () => runtime.allocate(layout.length * FLOAT_BYTES))
   const [params, grads, adamM, adamV] = flat as [DeviceBuffer, DeviceBuffer, DeviceBuffer, DeviceBuffer]
   const state: Record<string, DeviceBuffer> = { params, grads, adamM, adamV }
@@ -69,6 +93,11 @@ export async function openTrainProgram(options: TrainProgramOptions): Promise<Tr
     const byteOffset = linear.offset * FLOAT_BYTES
     memory.set(adapterLeafName(linear.path), { buffer: params, byteOffset })
     memory.set(gradientLeafName(adapterLeafName(linear.path)), { buffer: grads, byteOffset })
+  }
+  if (adapter.score) {
+    const byteOffset = adapter.score.offset * FLOAT_BYTES
+    memory.set(adapterLeafName(scorePath), { buffer: params, byteOffset })
+    memory.set(gradientLeafName(adapterLeafName(scorePath)), { buffer: grads, byteOffset })
   }
   const leaf = (name: string) => memory.get(name) ?? base.leaf(name)
 
@@ -87,6 +116,9 @@ export async function openTrainProgram(options: TrainProgramOptions): Promise<Tr
   return new CompiledTrainProgram(options, dims, compiled, { train, update, norms }, state, workspace, leaf)
 }
 
+/** Sizes of the symbolic dimensions: tokens N, labelled rows M, documents + 1 S, and the objective's own. */
+type Dims = Readonly<Record<string, number>> & { readonly N: number; readonly M: number; readonly S: number }
+
 interface Programs {
   readonly train: BoundProgram
   readonly update: BoundProgram
@@ -101,17 +133,18 @@ class CompiledTrainProgram implements TrainProgram {
   readonly adamV: Float32Array
   readonly plannedBytes: number
   private readonly options: TrainProgramOptions
-  private readonly dims: { N: number; M: number; S: number }
+  private readonly dims: Dims
   private readonly programs: Programs
   private readonly buffers: DeviceBuffer[]
   private readonly workspace: DeviceBuffer
   private readonly leaf: (name: string) => LeafMemory | null
-  private readonly scorers = new Map<boolean, Promise<BoundProgram>>()
+  private readonly scorers = new Map<ScoredModel, Promise<BoundProgram>>()
+  private readonly compiled: Compiled
   private normsAreStale = true
 
   constructor(
     options: TrainProgramOptions,
-    dims: { N: number; M: number; S: number },
+    dims: Dims,
     compiled: Compiled,
     programs: Programs,
     state: Record<string, DeviceBuffer>,
@@ -120,6 +153,7 @@ class CompiledTrainProgram implements TrainProgram {
   ) {
     this.options = options
     this.dims = dims
+    this.compiled = compiled
     this.programs = programs
     this.workspace = workspace
     this.leaf = leaf
@@ -148,17 +182,20 @@ class CompiledTrainProgram implements TrainProgram {
     await this.refreshNorms()
     const { rows, labels } = targetsOf(batch)
     this.fill(train, batch, rows, labels)
-    train.f32('lossWeights').fill(options.lossScale, 0, rows.length)
-    if (train.has(batchLeaves.rowKeys)) this.fillRandomness(train, batch, options.rngStep)
-    await train.run({ dims: dimsOf(batch, rows), signal: options.signal })
-    const entropies = train.f32('entropy').subarray(0, rows.length)
-    return {
-      lossSum: train.f32('loss')[0]!,
-      nllSum: train.f32('nll')[0]!,
-      tokens: rows.length,
-      logps: train.f32('logps').slice(0, rows.length),
-      entropySum: entropies.reduce((a, b) => a + b, 0),
+    for (const name of Object.values(programInputs))
+      if (train.has(name)) train.f32(name).fill(options.lossScale, 0, name === 'lossWeights' ? rows.length : 1)
+    for (const [name, values] of Object.entries(batch.inputs ?? {})) {
+      const into = train.f32(name)
+      if (values.length > into.length) throw new Error(`${name}: ${values.length} values, compiled for ${into.length}`)
+      into.set(values)
     }
+    if (train.has(batchLeaves.rowKeys)) this.fillRandomness(train, batch, options.rngStep)
+    const dims = dimsOf(batch, rows)
+    await train.run({ dims, signal: options.signal })
+    const outputs = Object.fromEntries(
+      this.compiled.outputs.map(({ name, shape }) => [name, train.f32(name).slice(0, sizeWith(shape, dims))]),
+    )
+    return { lossSum: outputs.loss![0]!, tokens: rows.length, outputs }
   }
 
   async update(hyper: UpdateHyper): Promise<{ gradNorm: number }> {
@@ -177,18 +214,17 @@ class CompiledTrainProgram implements TrainProgram {
     return { gradNorm: update.f32('gradNorm')[0]! }
   }
 
-  async score(batch: MicroBatch, options: { adapter?: boolean } = {}): Promise<ScoreResult> {
-    const withAdapter = options.adapter ?? true
-    if (withAdapter) {
+  async score(batch: MicroBatch, options: { model?: ScoredModel } = {}): Promise<ScoreResult> {
+    const model = options.model ?? 'adapter'
+    if (model === 'adapter') {
       this.normsAreStale = true
       await this.refreshNorms()
     }
-    const scorer = await this.scorer(withAdapter)
+    const scorer = await this.scorer(model)
     const { rows, labels } = targetsOf(batch)
     this.fill(scorer, batch, rows, labels)
     await scorer.run({ dims: dimsOf(batch, rows) })
-    const logps = scorer.f32('logps').slice(0, rows.length)
-    return { logps, nllSum: -logps.reduce((a, b) => a + b, 0), tokens: rows.length }
+    return { values: scorer.f32(scorer.has('scores') ? 'scores' : 'logps').slice(0, rows.length) }
   }
 
   flopsPerToken(tokens: number): number {
@@ -203,26 +239,55 @@ class CompiledTrainProgram implements TrainProgram {
     for (const buffer of this.buffers) buffer.free()
   }
 
-  private scorer(withAdapter: boolean): Promise<BoundProgram> {
-    let scorer = this.scorers.get(withAdapter)
+  private scorer(model: ScoredModel): Promise<BoundProgram> {
+    let scorer = this.scorers.get(model)
     if (!scorer) {
-      const { base, adapter } = this.options
-      const graph = scoreGraph(
-        base.architecture,
-        graphOptions(base.runtime.info.kernels, this.options.precision ?? 'fast'),
-        {
-          config: base.config,
-          formats: base.formats,
-          adapter: withAdapter ? adapter : null,
-        },
-      )
-      const compiled = compile(graph, { dims: this.dims })
-      // The forward needs less than the training step, whose workspace is free in between.
-      const shared = compiled.workspaceBytes <= this.workspace.byteLength ? { workspace: this.workspace } : {}
-      scorer = bindProgram(base.runtime, compiled, { leaf: this.leaf, ...shared })
-      this.scorers.set(withAdapter, scorer)
+      scorer = this.openScorer(model)
+      this.scorers.set(model, scorer)
     }
     return scorer
+  }
+
+  private async openScorer(model: ScoredModel): Promise<BoundProgram> {
+    const { base, adapter, reference, precision, objective } = this.options
+    const graph = graphOptions(base.runtime.info.kernels, precision ?? 'fast')
+    const frozen = model === 'reference' ? (reference ?? null) : null
+    const shape = model === 'adapter' ? adapter : (frozen?.shape ?? null)
+    const trace = { config: base.config, formats: base.formats, adapter: shape }
+    const build = model === 'adapter' && objective?.head === 'score' ? rewardGraph : scoreGraph
+    const compiled = compile(build(base.architecture, graph, trace), { dims: this.dims })
+    // The forward needs less than the training step, whose workspace is free in between.
+    const shared = compiled.workspaceBytes <= this.workspace.byteLength ? { workspace: this.workspace } : {}
+    const leaf = frozen ? await this.frozenLeaf(graph, trace, frozen) : this.leaf
+    return bindProgram(base.runtime, compiled, { leaf, ...shared })
+  }
+
+  /** Memory of a frozen adapter, filled once, with the norms of DoRA where it has magnitudes. */
+  private async frozenLeaf(graph: GraphOptions, trace: TraceOptions, { shape, values }: FrozenAdapter) {
+    const { base } = this.options
+    const memory = new Map<string, LeafMemory>()
+    const buffer = base.runtime.allocate(Math.max(64, values.byteLength))
+    this.buffers.push(buffer)
+    buffer.bytes.set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength))
+    for (const { path, offset } of shape.linears.values())
+      memory.set(adapterLeafName(path), { buffer, byteOffset: offset * FLOAT_BYTES })
+    const leaf = (name: string) => memory.get(name) ?? base.leaf(name)
+    const magnitudes = [...shape.linears.values()].filter((l) => l.magnitudeOffset !== undefined)
+    if (magnitudes.length > 0) {
+      const norms = await bindProgram(base.runtime, compile(normsGraph(graph, trace), { dims: {}, cut: 'blocks' }), {
+        leaf,
+      })
+      await norms.run({})
+      for (const { path } of magnitudes) {
+        const found = norms.memoryOf(normsLeafName(path))
+        const copy = base.runtime.allocate(found.byteLength)
+        copy.bytes.set(found.bytes)
+        this.buffers.push(copy)
+        memory.set(normsLeafName(path), { buffer: copy, byteOffset: 0 })
+      }
+      norms.close()
+    }
+    return leaf
   }
 
   /** DoRA's norms are constant during a step; they follow the parameters between steps. */
@@ -243,7 +308,7 @@ class CompiledTrainProgram implements TrainProgram {
     program.i32(batchLeaves.inputIds).set(batch.inputIds)
     program.i32(batchLeaves.positionIds).set(batch.positionIds)
     program.i32(batchLeaves.cuSeqlens).set(batch.cuSeqlens)
-    program.i32(headLeaves.labels).set(labels)
+    if (program.has(headLeaves.labels)) program.i32(headLeaves.labels).set(labels)
     program.i32(headLeaves.lossRows).set(rows)
   }
 
@@ -268,8 +333,8 @@ function targetsOf(batch: MicroBatch): { rows: Int32Array; labels: Int32Array } 
   return { rows: Int32Array.from(rows), labels: Int32Array.from(rows, (i) => batch.labels[i]!) }
 }
 
-function dimsOf(batch: MicroBatch, rows: Int32Array): { N: number; M: number; S: number } {
-  return { N: batch.inputIds.length, M: rows.length, S: batch.cuSeqlens.length }
+function dimsOf(batch: MicroBatch, rows: Int32Array): Dims {
+  return { ...batch.dims, N: batch.inputIds.length, M: rows.length, S: batch.cuSeqlens.length }
 }
 
 /** Multiply-adds counted twice of one training step over one document, by token: recomputation does not count. */

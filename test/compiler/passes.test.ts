@@ -13,7 +13,7 @@ import type { LinearAdapter } from '../../src/models/adapter-slot.js'
 import { parseModelConfig } from '../../src/models/config.js'
 import { pagedGraph } from '../../src/models/graphs.js'
 import { architectureOf } from '../../src/models/index.js'
-import { losses } from '../../src/training/losses/index.js'
+import { tokenMean } from '../../src/training/objectives/token-mean.js'
 import { trainGraph } from '../../src/training/step-graph.js'
 
 const config = parseModelConfig({
@@ -47,7 +47,7 @@ function traced(kernels = true) {
     architecture,
     { kernels, activationType: 'bf16', strict: false },
     { config, formats, adapter: { linears, dropout: 0 } },
-    losses.crossEntropy,
+    tokenMean('crossEntropy'),
   )
 }
 const dims = { N: 256, M: 256, S: 3 }

@@ -275,6 +275,7 @@ describe('adapter_config.json', () => {
       lora: lora({ rankPattern: { q_proj: 3 }, initLoraWeights: 'gaussian' }),
       baseModel: null,
       taskType: null,
+      hasScore: false,
     }
     expect(parsePeftConfig(JSON.parse(formatPeftConfig(peft)) as Record<string, unknown>, 'x')).toEqual(peft)
   })

@@ -44,7 +44,8 @@ it('scores choices of one and of several tokens as a document each would', async
     for (const choice of choices) {
       const ids = [...prompt, ...choice]
       const labels = ids.map((_, i) => (i >= prompt.length - 1 && i + 1 < ids.length ? ids[i + 1]! : -100))
-      expected.push(-(await program.score(packDocuments([{ ids, labels }]))).nllSum)
+      const { values } = await program.score(packDocuments([{ ids, labels }]))
+      expected.push(values.reduce((a, b) => a + b, 0))
     }
     for (const [c, value] of expected.entries()) expect(result.logps[index]![c]).toBeCloseTo(value, 5)
     const best = Math.max(...expected)

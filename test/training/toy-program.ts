@@ -106,7 +106,7 @@ export function createToyProgram(options: ToyOptions = {}): TrainProgram & { upd
         }
       }
       grads.set(sums)
-      return { lossSum: nllSum * lossScale, nllSum, tokens: targets.length }
+      return { lossSum: nllSum * lossScale, tokens: targets.length, outputs: {} }
     },
     async update({ learningRate, beta1, beta2, epsilon, weightDecay, maxGradNorm, step }) {
       let squares = 0
@@ -126,13 +126,13 @@ export function createToyProgram(options: ToyOptions = {}): TrainProgram & { upd
       }
       return { gradNorm }
     },
-    async score(batch, { adapter = true } = {}) {
+    async score(batch, { model = 'adapter' } = {}) {
       const targets = targetsOf(batch)
-      const logps = Float32Array.from(targets, ({ id, label, scale }) => {
-        const { logits, lse } = logitsOf(id, scale, adapter)
+      const values = Float32Array.from(targets, ({ id, label, scale }) => {
+        const { logits, lse } = logitsOf(id, scale, model === 'adapter')
         return logits[label]! - lse
       })
-      return { logps, nllSum: -logps.reduce((a, b) => a + b, 0), tokens: targets.length }
+      return { values }
     },
     close() {},
   }

@@ -1,15 +1,22 @@
 // LinearLogProb: log-probabilities of labels under the output head, without holding the logits (design §3); Embedding.
-import { type DType, sizeWith, type TensorType, type Value } from '../graph.js'
+import { type DType, type Node, sizeWith, type TensorType, type Value } from '../graph.js'
 import { defineOp, type FusedPair, type RealNumber, real } from '../op.js'
 import { add, cast, div, exp, greaterOrEqual, log, max, mul, scale, sub, tanh, where } from './elementwise.js'
 import { matMul, transposeLast } from './linear-algebra.js'
 import { reduceMax, reduceSum } from './reduce.js'
-import { expandLike, gather, gatherElements, reshape, unsqueeze } from './shape.js'
+import { convert } from './rotary.js'
+import { expandLike, expandRows, gather, gatherElements, reshape, ScatterND, unsqueeze } from './shape.js'
 import { need } from './shape-rules.js'
 import { scalar } from './tensor.js'
 import { dequantize, dequantizeRows, type Weight, type WeightAttributes, weightAttributes, weightOf } from './weight.js'
 
-type HeadAttributes = WeightAttributes & { strict: number; scale: RealNumber; softcap: RealNumber }
+type HeadAttributes = WeightAttributes & {
+  strict: number
+  scale: RealNumber
+  softcap: RealNumber
+  /** 1: no row has two labels. */
+  distinctRows: number
+}
 const IN = { h: 0, weight: 1, labels: 5, lossRows: 6, temperature: 7 } as const
 
 /** Multiply-adds of `products` passes over the head. */
@@ -23,9 +30,23 @@ function headFlops(
   return products * 2 * sizeWith(inputs[IN.labels]!.shape, dims) * w.outFeatures * w.inFeatures
 }
 
+/** Both directions in one node; null where another gradient comes in, or a softcap's slope needs the logits. */
+function fused(forward: Node, backward: Node, dLogps: Value): FusedPair | null {
+  if (backward.inputs[10] || backward.inputs[11]) return null
+  if ((forward.attributes as HeadAttributes).softcap.real > 0) return null
+  return {
+    op: LinearLogProbFused,
+    inputs: [...forward.inputs.slice(0, IN.temperature), dLogps, forward.inputs[IN.temperature] ?? null],
+    attributes: forward.attributes,
+    forwardOutputs: [0, 1, 2],
+    backwardOutputs: [3],
+  }
+}
+
 export const LinearLogProb = defineOp<HeadAttributes>({
   opType: 'LinearLogProb',
   domain: 'espalier',
+  hidden: ['distinctRows'],
   activationInputs: [0],
   infer(inputs): TensorType[] {
     const labels = need(inputs[IN.labels], 'LinearLogProb labels')
@@ -78,17 +99,23 @@ export const LinearLogProb = defineOp<HeadAttributes>({
   fusedWithGradient: {
     gradientOp: 'LinearLogProbGrad',
     // dLogps known beforehand and no other incoming gradient: logits are computed once for both directions.
-    fuse(forward, backward): FusedPair | null {
+    fuse: (forward, backward) => fused(forward, backward, backward.inputs[9]!),
+    // dH of a row is linear in the row's dLogp: with ones for it the fused node gives the factor.
+    fuseUnit(forward, backward) {
+      if (!(forward.attributes as HeadAttributes).distinctRows) return null
+      const h = forward.inputs[IN.h]!
       const dLogps = backward.inputs[9]!
-      if (backward.inputs[10] || backward.inputs[11]) return null
-      // A softcap's slope needs the logits.
-      if ((forward.attributes as HeadAttributes).softcap.real > 0) return null
+      const { graph } = h
+      const pair = fused(forward, backward, expandLike(scalar(graph, 1, dLogps.dtype), forward.inputs[IN.labels]!))
+      if (!pair) return null
       return {
-        op: LinearLogProbFused,
-        inputs: [...forward.inputs.slice(0, IN.temperature), dLogps, forward.inputs[IN.temperature] ?? null],
-        attributes: forward.attributes,
-        forwardOutputs: [0, 1, 2],
-        backwardOutputs: [3],
+        ...pair,
+        finish(unit) {
+          const indices = unsqueeze(cast(forward.inputs[IN.lossRows]!, 'i64'), [1])
+          const zeros = expandRows(scalar(graph, 0, dLogps.dtype), h)
+          const byRow = graph.apply(ScatterND, [zeros, indices, dLogps], { reduction: 'none' })[0]! // [N]
+          return convert(mul(convert(unit, dLogps.dtype), unsqueeze(byRow, [1])), unit.dtype) // [N, D]
+        },
       }
     },
   },
@@ -98,6 +125,7 @@ export const LinearLogProb = defineOp<HeadAttributes>({
 export const LinearLogProbGrad = defineOp<HeadAttributes>({
   opType: 'LinearLogProbGrad',
   domain: 'espalier',
+  hidden: ['distinctRows'],
   activationInputs: [0],
   activationOutputs: [0],
   infer: ([h]) => [need(h, 'LinearLogProbGrad h')],
@@ -108,6 +136,7 @@ export const LinearLogProbGrad = defineOp<HeadAttributes>({
 export const LinearLogProbFused = defineOp<HeadAttributes>({
   opType: 'LinearLogProbFused',
   domain: 'espalier',
+  hidden: ['distinctRows'],
   activationInputs: [0],
   activationOutputs: [3],
   infer(inputs) {
@@ -123,6 +152,8 @@ export interface HeadOptions {
   readonly temperature?: Value
   readonly logitScale?: number
   readonly softcap?: number
+  /** No row of h has two labels: a loss of the log-probabilities then computes the logits once. */
+  readonly distinctRows?: boolean
 }
 
 /** h [N, D]; labels and lossRows i32 [M] (rows of h that have a label) -> logps, entropy (nats), lse, each [M]. */
@@ -135,6 +166,7 @@ export function linearLogProb(h: Value, weight: Weight, labels: Value, lossRows:
       strict: h.graph.strict ? 1 : 0,
       scale: real(options.logitScale ?? 1),
       softcap: real(options.softcap ?? 0),
+      distinctRows: options.distinctRows ? 1 : 0,
     } as HeadAttributes,
   )
   return { logps: logps!, entropy: entropy!, lse: lse! }

@@ -81,6 +81,10 @@ export function expandLike(x: Value, like: Value): Value {
   const source = x.graph.leaves.find((leaf) => sameShape(leaf.shape, like.shape)) ?? like
   return x.graph.apply(Expand, [x, shapeOf(source)], { toShape: like.shape })[0]!
 }
+/** A scalar repeated for each row of `like`: [N]. */
+export function expandRows(x: Value, like: Value): Value {
+  return x.graph.apply(Expand, [x, slice(shapeOf(like), 0, 0, 1)], { toShape: [like.shape[0]!] })[0]!
+}
 
 export const Slice = defineOp<{ axis: number; start: number; end: number }>({
   opType: 'Slice',

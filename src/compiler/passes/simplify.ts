@@ -1,5 +1,6 @@
 // Dead code, common subexpressions, the fusion of an op with its own gradient, and that of neighbours over one input.
 import type { Graph, Node, Value } from '../graph.js'
+import type { FusedPair } from '../op.js'
 
 /** Everything the graph promises to compute. */
 function roots(graph: Graph): Value[] {
@@ -65,8 +66,8 @@ export function shareSubexpressions(graph: Graph): void {
 }
 
 /**
- * Where an op says that it can be computed together with its gradient, and the incoming gradient does not depend on
- * its results, replaces both nodes by one.
+ * Where an op says that it can be computed together with its gradient, replaces both nodes by one: at once where the
+ * incoming gradient does not depend on its results, else with a unit gradient that is multiplied afterwards.
  */
 export function fuseWithGradients(graph: Graph): void {
   for (const forward of [...graph.nodes]) {
@@ -76,22 +77,45 @@ export function fuseWithGradients(graph: Graph): void {
       (n) => n.op.opType === rule.gradientOp && n.inputs.some((x) => x && x === forward.outputs[2]),
     )
     const backward = backwards.length === 1 ? backwards[0]! : null
-    const pair = backward && rule.fuse(forward, backward)
-    if (!backward || !pair) continue
-    const known = upstream(pair.inputs)
-    if (known.has(forward)) continue
-    const outputs = graph.at(forward.place, () => graph.apply(pair.op, pair.inputs, pair.attributes))
-    const fused = graph.nodes.pop()!
-    const replaced = new Map<Value, Value>()
-    for (const [i, at] of pair.forwardOutputs.entries()) replaced.set(forward.outputs[i]!, outputs[at]!)
-    for (const [i, at] of pair.backwardOutputs.entries()) replaced.set(backward.outputs[i]!, outputs[at]!)
-    const rest = graph.nodes.filter((n) => n !== forward && n !== backward)
-    const position = graph.nodes.filter((n) => n !== backward).indexOf(forward)
-    const before = rest.slice(0, position)
-    const moved = rest.slice(position).filter((n) => known.has(n))
-    const after = rest.slice(position).filter((n) => !known.has(n))
-    graph.nodes = substitute(graph, [...before, ...moved, fused, ...after], replaced)
+    if (!backward) continue
+    const pair = rule.fuse(forward, backward)
+    if (pair && !upstream(pair.inputs).has(forward)) {
+      replacePair(graph, forward, backward, pair)
+      continue
+    }
+    const added = appended(graph, () => graph.at(forward.place, () => rule.fuseUnit?.(forward, backward) ?? null))
+    if (!added.result) continue
+    const { finish, ...unit } = added.result
+    graph.nodes.splice(graph.nodes.indexOf(forward), 0, ...added.nodes)
+    const outputs = replacePair(graph, forward, null, unit)
+    const finished = appended(graph, () => graph.at(backward.place, () => finish(outputs[unit.backwardOutputs[0]!]!)))
+    graph.nodes.splice(graph.nodes.indexOf(backward), 1, ...finished.nodes)
+    graph.nodes = substitute(graph, graph.nodes, new Map([[backward.outputs[0]!, finished.result]]))
   }
+}
+
+/** The nodes that `build` adds, taken off the end of the graph. */
+function appended<T>(graph: Graph, build: () => T): { result: T; nodes: Node[] } {
+  const before = graph.nodes.length
+  const result = build()
+  return { result, nodes: graph.nodes.splice(before) }
+}
+
+/** Puts the fused node in the place of the forward, after all that it reads; drops the backward. */
+function replacePair(graph: Graph, forward: Node, backward: Node | null, pair: FusedPair): Value[] {
+  const known = upstream(pair.inputs)
+  const outputs = graph.at(forward.place, () => graph.apply(pair.op, pair.inputs, pair.attributes))
+  const fused = graph.nodes.pop()!
+  const replaced = new Map<Value, Value>()
+  for (const [i, at] of pair.forwardOutputs.entries()) replaced.set(forward.outputs[i]!, outputs[at]!)
+  if (backward) for (const [i, at] of pair.backwardOutputs.entries()) replaced.set(backward.outputs[i]!, outputs[at]!)
+  const rest = graph.nodes.filter((n) => n !== forward && n !== backward)
+  const position = graph.nodes.filter((n) => n !== backward).indexOf(forward)
+  const before = rest.slice(0, position)
+  const moved = rest.slice(position).filter((n) => known.has(n))
+  const after = rest.slice(position).filter((n) => !known.has(n))
+  graph.nodes = substitute(graph, [...before, ...moved, fused, ...after], replaced)
+  return outputs
 }
 
 /** Where an op says that its nodes over one input can be computed together, puts one node in the place of the first. */

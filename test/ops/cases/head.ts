@@ -15,7 +15,7 @@ function head(
   c: CaseBuilder,
   format: WeightFormat,
   { m, n, d, vocab }: HeadSize,
-  options: { temperature?: boolean; softcap?: number; masked?: boolean } = {},
+  options: { temperature?: boolean; softcap?: number; masked?: boolean; distinctRows?: boolean } = {},
 ) {
   const rows = Array.from({ length: m }, (_, i) => Math.floor((i * n) / m))
   const labels = rows.map((_, i) => (options.masked && i % 4 === 1 ? -100 : c.integer(vocab)))
@@ -26,7 +26,7 @@ function head(
     c.given('lossRows', 'i32', ['M'], rows),
     options.temperature || options.softcap
       ? { temperature: c.given('temperature', 'f32', [1], [0.7]), softcap: options.softcap ?? 0, logitScale: 0.5 }
-      : {},
+      : { distinctRows: options.distinctRows ?? false },
   )
 }
 
@@ -71,6 +71,21 @@ export const logProbCases: OpCase[] = [
       return { loss: neg(reduceSum(mul(logps, c.real('weights', ['M'], 0.1)), [0])), logps, entropy }
     },
     // Sums over 2,049 entries.
+    tolerance: 1e-5,
+    fastTolerance: 3e-2,
+  },
+  {
+    // The incoming gradient depends on the result: one pass gives the factor of each row's.
+    op: 'LinearLogProbFused',
+    name: 'a loss of the log-probabilities, 66 of 70 rows, some without a label',
+    dims: { N: 70, M: 66 },
+    wrt: ['h'],
+    through: ['loss'],
+    build: (c) => {
+      const sizes = { n: 70, m: 66, d: 192, vocab: 2049 }
+      const { logps, entropy } = head(c, 'int8', sizes, { masked: true, distinctRows: true })
+      return { loss: neg(reduceSum(mul(logps, mul(logps, c.real('weights', ['M'], 0.1))), [0])), logps, entropy }
+    },
     tolerance: 1e-5,
     fastTolerance: 3e-2,
   },

@@ -4,7 +4,7 @@ import type { DataReport, PreviewRow } from '../data/index.js'
 import type { ChoiceRow, Document } from './evaluate.js'
 import type { EndReason, EvaluationResult, TrainingEvent } from './events.js'
 import type { StepLoader } from './loop.js'
-import type { LossName } from './losses/index.js'
+import type { Objective } from './objective.js'
 import type { TrainProgram } from './program.js'
 
 export interface RunContext {
@@ -28,6 +28,11 @@ export interface ResolvedRecipe {
   readonly runtime?: unknown
 }
 
+export type RowUnit = 'documents' | 'pairs' | 'unpaired'
+
+/** `base`: no adapter; `start`: the adapter that training starts from; otherwise a PEFT folder. */
+export type ReferenceModel = 'base' | 'start' | { readonly adapter: string }
+
 export interface PrepareOptions {
   maxLength: number
   packing: boolean
@@ -39,7 +44,13 @@ export interface PrepareOptions {
   maxSteps: number | undefined
   seed: number
   startAdapter: string | undefined
-  loss: LossName
+  /** What a row of the data is: documents, pairs (chosen, rejected), or completions with a label. */
+  rows: RowUnit
+  objective: Objective
+  /** The most of each of the objective's own dimensions. */
+  maxDims?: Readonly<Record<string, number>>
+  /** The frozen model that log-probabilities are compared with; absent: none is needed. */
+  reference?: ReferenceModel
   precision: 'fast' | 'strict'
   recompute: 'auto' | 'all' | 'none'
   memoryBudgetMb: number | undefined

@@ -40,7 +40,7 @@ export interface StepEvent {
   step: number
   /** Passes over the data completed so far, fractional. */
   epoch: number
-  /** Sum of token NLL over the targets of the whole step, in nats per target token. */
+  /** The objective, a mean over the whole step: of supervised tuning in nats per target token. */
   loss: number
   /** Before clipping. */
   gradNorm: number
@@ -50,6 +50,8 @@ export interface StepEvent {
   tokensPerSecond: number
   /** Arithmetic done over what the processor's widest multiply-add could have done; absent when not probed. */
   ceilingShare?: number
+  /** Of the stage, `group/name` → value: rewards, accuracies, KL. */
+  metrics?: Record<string, number>
   rssMb: number
   etaSeconds: number
 }

@@ -3,7 +3,7 @@
 import type { TrainState } from './checkpoint.js'
 import type { EndReason, EvaluationResult, TrainingEvent } from './events.js'
 import { diagnose } from './non-finite.js'
-import type { MicroBatch, TrainProgram, UpdateHyper } from './program.js'
+import type { AccumulateResult, MicroBatch, TrainProgram, UpdateHyper } from './program.js'
 
 /** One optimizer step: its micro-batches and the target tokens of all of them. */
 export interface LoaderStep {
@@ -51,6 +51,12 @@ export interface OfflineLoopOptions {
   /** The rate used at 0-based step. */
   learningRate(step: number): number
   optimizer: Omit<UpdateHyper, 'learningRate' | 'step'>
+  /** What the loss is a mean over: default the step's target tokens. */
+  lossUnits?(step: LoaderStep): number
+  /** Fills what the objective reads beside the tokens. */
+  prepareStep?(step: LoaderStep): Promise<MicroBatch[]>
+  /** Metrics of a step, `group/name` → value, from the results of its micro-batches. */
+  measureStep?(batches: readonly MicroBatch[], results: readonly AccumulateResult[]): Record<string, number>
   evaluation?: EvaluationPlan
   checkpoint?: CheckpointPlan
   emit(event: TrainingEvent): void
@@ -192,20 +198,23 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
     const step = state.step + 1
     const begin = now()
 
-    // loss = Σ nll / targets of the whole step, over all its micro-batches
-    const lossScale = 1 / batch.targetTokens
+    // The loss is a mean over the whole step, over all its micro-batches
+    const lossScale = 1 / (options.lossUnits?.(batch) ?? batch.targetTokens)
+    const microBatches = (await options.prepareStep?.(batch)) ?? batch.microBatches
+    const results: AccumulateResult[] = []
     let loss = 0
     let tokens = 0
-    for (const [index, microBatch] of batch.microBatches.entries()) {
-      const { lossSum } = await program.accumulate(microBatch, { first: index === 0, lossScale, rngStep: step })
-      if (!Number.isFinite(lossSum))
-        throw await diagnose(program, batch.microBatches, step, lossScale, options.placesOf)
-      loss += lossSum
+    for (const [index, microBatch] of microBatches.entries()) {
+      const result = await program.accumulate(microBatch, { first: index === 0, lossScale, rngStep: step })
+      if (!Number.isFinite(result.lossSum))
+        throw await diagnose(program, microBatches, step, lossScale, options.placesOf)
+      results.push(result)
+      loss += result.lossSum
       tokens += microBatch.inputIds.length
     }
     const learningRate = options.learningRate(state.step)
     const { gradNorm } = await program.update({ ...options.optimizer, learningRate, step })
-    if (!Number.isFinite(gradNorm)) throw await diagnose(program, batch.microBatches, step, lossScale, options.placesOf)
+    if (!Number.isFinite(gradNorm)) throw await diagnose(program, microBatches, step, lossScale, options.placesOf)
 
     const stepMs = now() - begin
     state.step = step
@@ -220,7 +229,8 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
     if (options.measureCeiling && (!ceiling || now() - ceiling.at > ceilingIntervalMs)) {
       ceiling = { gflops: await options.measureCeiling(), at: now() }
     }
-    const documents = batch.microBatches.reduce((sum, { cuSeqlens }) => sum + cuSeqlens.length - 1, 0)
+    const metrics = options.measureStep?.(microBatches, results)
+    const documents = microBatches.reduce((sum, { cuSeqlens }) => sum + cuSeqlens.length - 1, 0)
     const flops = tokens * program.flopsPerToken(tokens / Math.max(1, documents))
     emit({
       type: 'step',
@@ -233,6 +243,7 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
       targetTokens: batch.targetTokens,
       tokensPerSecond: (tokens / stepMs) * 1000,
       ...(ceiling ? { ceilingShare: flops / (stepMs / 1000) / (ceiling.gflops * 1e9) } : {}),
+      ...(metrics ? { metrics } : {}),
       rssMb: process.memoryUsage.rss() / 2 ** 20,
       etaSeconds: ((totalSteps - step) * meanStepMs) / 1000,
     })

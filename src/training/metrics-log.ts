@@ -19,6 +19,7 @@ const lines: { [T in TrainingEvent['type']]: (event: Extract<TrainingEvent, { ty
     'train/targetTokens': event.targetTokens,
     'perf/tokensPerSecond': event.tokensPerSecond,
     ...(event.ceilingShare === undefined ? {} : { 'perf/ceilingShare': event.ceilingShare }),
+    ...event.metrics,
     'perf/rssMb': event.rssMb,
   }),
   evaluation: (event) => ({ step: event.step, 'eval/loss': event.loss, ...event.metrics, isBest: event.isBest }),

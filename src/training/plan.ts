@@ -4,6 +4,7 @@
 import { readFileSync } from 'node:fs'
 import { freemem } from 'node:os'
 import type { DataDescription, PreparedRun } from './context.js'
+import type { OfflineLoopOptions } from './loop.js'
 
 export interface PlanReport {
   base: string
@@ -93,10 +94,12 @@ export function requireMemory(memory: MemoryEstimate): void {
   )
 }
 
+type PlanHooks = Pick<OfflineLoopOptions, 'lossUnits' | 'prepareStep'>
+
 /** Steps, memory and time of a prepared run. Times a step of the data without taking it. */
 export async function planRun(
   prepared: PreparedRun,
-  options: { epochs: number; evaluations: number; probe: boolean },
+  options: { epochs: number; evaluations: number; probe: boolean; hooks?: PlanHooks | undefined },
 ): Promise<PlanReport> {
   const { program, loader, totalSteps, heldOut } = prepared
   const memory = estimateMemory(program.plannedBytes)
@@ -107,13 +110,16 @@ export async function planRun(
   const tokensPerStep = first.microBatches.reduce((sum, { inputIds }) => sum + inputIds.length, 0)
   let time: TimeEstimate | undefined
   if (options.probe && memory.fits) {
-    const [batch] = [...first.microBatches].sort((a, b) => b.inputIds.length - a.inputIds.length)
+    const fill = async () => (await options.hooks?.prepareStep?.(first)) ?? first.microBatches
+    const microBatches = await fill()
+    const [batch] = [...microBatches].sort((a, b) => b.inputIds.length - a.inputIds.length)
     const timeOf = async (run: () => Promise<unknown>) => {
       const begin = performance.now()
       await run()
       return (performance.now() - begin) / 1000
     }
-    const accumulate = () => program.accumulate(batch!, { first: true, lossScale: 1 / first.targetTokens, rngStep: 0 })
+    const lossScale = 1 / (options.hooks?.lossUnits?.(first) ?? first.targetTokens)
+    const accumulate = () => program.accumulate(batch!, { first: true, lossScale, rngStep: 0 })
     const score = () => program.score(batch!)
     const best = async (run: () => Promise<unknown>) => {
       await run() // first touch of the memory
@@ -124,13 +130,13 @@ export async function planRun(
     const heldOutTokens =
       heldOut.documents.reduce((sum, { ids }) => sum + ids.length, 0) +
       heldOut.choices.reduce((sum, { prompt }) => sum + prompt.length, 0)
-    const secondsPerStep = secondsPerToken * tokensPerStep
+    const secondsPerStep = secondsPerToken * tokensPerStep + (options.hooks?.prepareStep ? await timeOf(fill) : 0)
     const evaluationSeconds = scoreSecondsPerToken * heldOutTokens
     time = {
       secondsPerStep,
       evaluationSeconds,
       totalSeconds: secondsPerStep * totalSteps + evaluationSeconds * options.evaluations,
-      tokensPerSecond: 1 / secondsPerToken,
+      tokensPerSecond: tokensPerStep / secondsPerStep,
     }
   }
   return {

@@ -35,7 +35,6 @@ import { openRuntime, type Runtime, type RuntimeOptions } from '../runtime/index
 import { openAdapter } from './adapter.js'
 import type { PreparedRun, PrepareOptions, ResolvedRecipe, RunContext } from './context.js'
 import type { ChoiceRow, Document } from './evaluate.js'
-import { tokenMean } from './objectives/token-mean.js'
 import { openTrainProgram } from './step.js'
 import { packageVersion } from './version.js'
 
@@ -279,7 +278,8 @@ export async function prepareRun(
       base,
       layout: adapter.layout,
       adapter: adapter.layout.adapter,
-      objective: tokenMean(options.loss),
+      objective: options.objective,
+      maxDims: options.maxDims,
       maxTokens,
       precision: options.precision,
       recompute: options.recompute,

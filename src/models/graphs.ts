@@ -7,6 +7,7 @@ import { quantLinear } from '../compiler/ops/quant-linear.js'
 import { convert } from '../compiler/ops/rotary.js'
 import { maskWords, SAMPLING_COLUMNS, sampleTokens } from '../compiler/ops/sample-tokens.js'
 import { gather, reshape } from '../compiler/ops/shape.js'
+import { constant } from '../compiler/ops/tensor.js'
 import { weightLeaf } from '../compiler/ops/weight.js'
 import { adapterLeafName, adapterNorms, scorePath } from './adapter-slot.js'
 import type { Architecture } from './architecture.js'
@@ -25,14 +26,19 @@ export function graphOptions(hasKernels: boolean, precision: Precision): GraphOp
     : { kernels: hasKernels, activationType: 'f32', strict: true }
 }
 
-/** Log-probability and entropy of every labelled row, f32 [M] each. */
-export function headLogProbs(ctx: ModelContext, hidden: Value): { logps: Value; entropy: Value } {
+/**
+ * Log-probability of every labelled row, its entropy and the log of the sum of exponentials of its logits, f32 [M]
+ * each; the logits divided by `temperature`.
+ */
+export function headLogProbs(ctx: ModelContext, hidden: Value, temperature = 1) {
   const g = ctx.graph
   return g.in('head', () => {
     const labels = g.leaf(headLeaves.labels, 'input', 'i32', ['M'])
     const lossRows = g.leaf(headLeaves.lossRows, 'input', 'i32', ['M'])
-    const { logps, entropy } = linearLogProb(hidden, ctx.head(), labels, lossRows, { distinctRows: ctx.isTraining })
-    return { logps, entropy }
+    return linearLogProb(hidden, ctx.head(), labels, lossRows, {
+      distinctRows: ctx.isTraining,
+      ...(temperature === 1 ? {} : { temperature: constant(g, [temperature], [1], 'f32') }),
+    })
   })
 }
 
@@ -57,10 +63,15 @@ export function rewardGraph(architecture: Architecture, graph: GraphOptions, tra
 }
 
 /** Outputs `logps` [M] and `entropy` [M]. */
-export function scoreGraph(architecture: Architecture, graph: GraphOptions, trace: TraceOptions): Graph {
+export function scoreGraph(
+  architecture: Architecture,
+  graph: GraphOptions,
+  trace: TraceOptions,
+  temperature = 1,
+): Graph {
   const g = new Graph(graph)
   const ctx = new ModelContext(g, trace)
-  const { logps, entropy } = headLogProbs(ctx, architecture.build(ctx))
+  const { logps, entropy } = headLogProbs(ctx, architecture.build(ctx), temperature)
   g.output('logps', logps)
   g.output('entropy', entropy)
   return g

@@ -8,6 +8,8 @@ export interface ObjectiveContext {
   /** Log-probability of each row's label and entropy in nats, f32 [M]; of the head `logProbs`. */
   readonly logps: Value
   readonly entropy: Value
+  /** Σ_v p_v² of each row, as its logarithm, f32 [M], without a gradient; of the head `logProbs`. Costs a pass over the head. */
+  logSumSquares(): Value
   /** Scalar of each row, f32 [M]; of the head `score`. */
   readonly scores: Value
   /** An input of the graph's float type, filled from `MicroBatch.inputs` (or by the program, see `programInputs`). */
@@ -19,6 +21,8 @@ export interface ObjectiveContext {
 export interface Objective {
   /** Which results of the head `build` may use. */
   readonly head: 'logProbs' | 'score'
+  /** Logits are divided by it, 1 by default: that of sampling, where the rows were sampled. */
+  readonly temperature?: number
   /** The scalar that is minimised: a sum over what the micro-batch holds, scaled for the whole optimizer step. */
   build(context: ObjectiveContext): Value
 }

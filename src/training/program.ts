@@ -39,6 +39,16 @@ export interface MicroBatch {
   targets?: { rows: Int32Array; labels: Int32Array } // [M] each
 }
 
+/** The rows that have a target, and their targets. */
+export function targetsOf(batch: MicroBatch): { rows: Int32Array; labels: Int32Array } {
+  if (batch.targets) return batch.targets
+  const rows: number[] = []
+  batch.labels.forEach((label, i) => {
+    if (label >= 0) rows.push(i)
+  })
+  return { rows: Int32Array.from(rows), labels: Int32Array.from(rows, (i) => batch.labels[i]!) }
+}
+
 export interface AccumulateOptions {
   /** Zeroes the gradients before adding. */
   first: boolean

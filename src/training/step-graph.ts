@@ -2,6 +2,7 @@
 import { backward } from '../compiler/autodiff.js'
 import { Graph, type GraphOptions, type Value } from '../compiler/graph.js'
 import { adamW } from '../compiler/ops/adamw.js'
+import { scale, stopGradient, sub } from '../compiler/ops/elementwise.js'
 import { scalar } from '../compiler/ops/tensor.js'
 import { adapterLeafName, scorePath } from '../models/adapter-slot.js'
 import type { Architecture } from '../models/architecture.js'
@@ -22,12 +23,11 @@ export function trainGraph(
   const g = new Graph(graph)
   const ctx = new ModelContext(g, { ...trace, training: true })
   const hidden = architecture.build(ctx)
-  const heads: Partial<ObjectiveContext> =
-    objective.head === 'score' ? { scores: headScores(ctx, hidden) } : headLogProbs(ctx, hidden)
+  const heads = objective.head === 'score' ? scoreHead(ctx, hidden) : logProbHead(ctx, hidden, objective.temperature)
   const total = g.in('head', () => {
-    for (const [name, value] of Object.entries(heads)) g.output(name, value as Value)
+    for (const name of ['logps', 'entropy', 'scores'] as const) if (heads[name]) g.output(name, heads[name])
     const value = objective.build({
-      ...(heads as Pick<ObjectiveContext, 'logps' | 'entropy' | 'scores'>),
+      ...(heads as Required<HeadValues>),
       graph: g,
       input: (name, shape) => g.leaf(name, 'input', g.floatType, shape),
       output: (name, result) => g.output(name, result),
@@ -41,6 +41,23 @@ export function trainGraph(
   if (trained.length === 0) throw new Error('no linear of this model carries an adapter: there is nothing to train')
   backward(g, new Map([[total, seed]]), trained, { accumulate: true })
   return g
+}
+
+type HeadValues = Partial<Pick<ObjectiveContext, 'logps' | 'entropy' | 'logSumSquares' | 'scores'>>
+
+const scoreHead = (ctx: ModelContext, hidden: Value): HeadValues => ({ scores: headScores(ctx, hidden) })
+
+function logProbHead(ctx: ModelContext, hidden: Value, temperature = 1): HeadValues {
+  const { logps, entropy, lse } = headLogProbs(ctx, hidden, temperature)
+  return {
+    logps,
+    entropy,
+    // log Σ p² = lse(2 z) − 2 lse(z)
+    logSumSquares() {
+      const doubled = headLogProbs(ctx, stopGradient(hidden), temperature / 2).lse
+      return sub(doubled, scale(stopGradient(lse), 2))
+    },
+  }
 }
 
 /** The update of `length` parameters as one group. Leaves `params`, `grads`, `adamM`, `adamV`, `hyper`, `groups`, `groupHyper`. */

@@ -2,7 +2,7 @@
 
 import { gradientLeafName } from '../compiler/autodiff.js'
 import { type Compiled, compile } from '../compiler/compile.js'
-import { type GraphOptions, sizeWith } from '../compiler/graph.js'
+import { sizeWith } from '../compiler/graph.js'
 import { adamWHyper } from '../compiler/ops/adamw.js'
 import type { RecomputePolicy } from '../compiler/passes/recompute.js'
 import {
@@ -13,10 +13,11 @@ import {
   scorePath,
 } from '../models/adapter-slot.js'
 import { batchLeaves, type TraceOptions } from '../models/context.js'
-import { graphOptions, headLeaves, normsGraph, type Precision, rewardGraph, scoreGraph } from '../models/graphs.js'
+import { graphOptions, normsGraph, type Precision } from '../models/graphs.js'
 import type { LoadedBase } from '../models/loaded-base.js'
 import { type BoundProgram, bindProgram, type LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer } from '../runtime/types.js'
+import { type Dims, fillBatch } from './batch-inputs.js'
 import { type Objective, programInputs } from './objective.js'
 import { tokenMean } from './objectives/token-mean.js'
 import type {
@@ -29,6 +30,7 @@ import type {
   TrainProgram,
   UpdateHyper,
 } from './program.js'
+import { type FrozenAdapter, openFrozenScorer, openScorer, type Scorer } from './scorer.js'
 import { trainGraph, updateGraph } from './step-graph.js'
 
 export interface TrainProgramOptions {
@@ -51,14 +53,10 @@ export interface TrainProgramOptions {
   readonly recompute?: RecomputePolicy
   /** For the values kept between forward and backward. */
   readonly memoryBudgetBytes?: number
+  /** Memory of a program that never runs at the same time; used where it is large enough. */
+  readonly workspace?: DeviceBuffer
   /** Keys dropout. */
   readonly seed?: number
-}
-
-/** An adapter whose values stay: where its parts lie, and the flat values. */
-export interface FrozenAdapter {
-  readonly shape: AdapterShape
-  readonly values: Float32Array
 }
 
 const FLOAT_BYTES = 4
@@ -86,7 +84,11 @@ export async function openTrainProgram(options: TrainProgramOptions): Promise<Tr
   const flat = Array.from({ length: 4 }, () => runtime.allocate(layout.length * FLOAT_BYTES))
   const [params, grads, adamM, adamV] = flat as [DeviceBuffer, DeviceBuffer, DeviceBuffer, DeviceBuffer]
   const state: Record<string, DeviceBuffer> = { params, grads, adamM, adamV }
-  const workspace = runtime.allocate(Math.max(64, compiled.workspaceBytes))
+  const given = options.workspace
+  const workspace =
+    given && given.byteLength >= compiled.workspaceBytes
+      ? given
+      : runtime.allocate(Math.max(64, compiled.workspaceBytes))
 
   const memory = new Map<string, LeafMemory>()
   for (const linear of adapter.linears.values()) {
@@ -116,9 +118,6 @@ export async function openTrainProgram(options: TrainProgramOptions): Promise<Tr
   return new CompiledTrainProgram(options, dims, compiled, { train, update, norms }, state, workspace, leaf)
 }
 
-/** Sizes of the symbolic dimensions: tokens N, labelled rows M, documents + 1 S, and the objective's own. */
-type Dims = Readonly<Record<string, number>> & { readonly N: number; readonly M: number; readonly S: number }
-
 interface Programs {
   readonly train: BoundProgram
   readonly update: BoundProgram
@@ -136,9 +135,10 @@ class CompiledTrainProgram implements TrainProgram {
   private readonly dims: Dims
   private readonly programs: Programs
   private readonly buffers: DeviceBuffer[]
-  private readonly workspace: DeviceBuffer
+  readonly workspace: DeviceBuffer
+  readonly memory: DeviceBuffer
   private readonly leaf: (name: string) => LeafMemory | null
-  private readonly scorers = new Map<ScoredModel, Promise<BoundProgram>>()
+  private readonly scorers = new Map<ScoredModel, Promise<Scorer>>()
   private readonly compiled: Compiled
   private normsAreStale = true
 
@@ -166,36 +166,36 @@ class CompiledTrainProgram implements TrainProgram {
     this.grads = view('grads')
     this.adamM = view('adamM')
     this.adamV = view('adamV')
-    this.buffers = [...Object.values(state), workspace]
+    this.buffers = [...Object.values(state), ...(workspace === options.workspace ? [] : [workspace])]
+    this.memory = state.params!
     this.plannedBytes =
       options.base.weightBytes +
       this.buffers.reduce((n, b) => n + b.byteLength, 0) +
       programs.train.ownedBytes +
       programs.update.ownedBytes +
       (programs.norms?.ownedBytes ?? 0) +
-      compiled.intermediateBytes
+      compiled.intermediateBytes +
+      (options.reference?.values.byteLength ?? 0)
   }
 
   async accumulate(batch: MicroBatch, options: AccumulateOptions): Promise<AccumulateResult> {
     const { train } = this.programs
     if (options.first) this.grads.fill(0)
     await this.refreshNorms()
-    const { rows, labels } = targetsOf(batch)
-    this.fill(train, batch, rows, labels)
+    const dims = fillBatch(train, batch, this.dims)
     for (const name of Object.values(programInputs))
-      if (train.has(name)) train.f32(name).fill(options.lossScale, 0, name === 'lossWeights' ? rows.length : 1)
+      if (train.has(name)) train.f32(name).fill(options.lossScale, 0, name === 'lossWeights' ? dims.M : 1)
     for (const [name, values] of Object.entries(batch.inputs ?? {})) {
       const into = train.f32(name)
       if (values.length > into.length) throw new Error(`${name}: ${values.length} values, compiled for ${into.length}`)
       into.set(values)
     }
     if (train.has(batchLeaves.rowKeys)) this.fillRandomness(train, batch, options.rngStep)
-    const dims = dimsOf(batch, rows)
     await train.run({ dims, signal: options.signal })
     const outputs = Object.fromEntries(
       this.compiled.outputs.map(({ name, shape }) => [name, train.f32(name).slice(0, sizeWith(shape, dims))]),
     )
-    return { lossSum: outputs.loss![0]!, tokens: rows.length, outputs }
+    return { lossSum: outputs.loss![0]!, tokens: dims.M, outputs }
   }
 
   async update(hyper: UpdateHyper): Promise<{ gradNorm: number }> {
@@ -221,10 +221,7 @@ class CompiledTrainProgram implements TrainProgram {
       await this.refreshNorms()
     }
     const scorer = await this.scorer(model)
-    const { rows, labels } = targetsOf(batch)
-    this.fill(scorer, batch, rows, labels)
-    await scorer.run({ dims: dimsOf(batch, rows) })
-    return { values: scorer.f32(scorer.has('scores') ? 'scores' : 'logps').slice(0, rows.length) }
+    return { values: await scorer.score(batch) }
   }
 
   flopsPerToken(tokens: number): number {
@@ -239,55 +236,25 @@ class CompiledTrainProgram implements TrainProgram {
     for (const buffer of this.buffers) buffer.free()
   }
 
-  private scorer(model: ScoredModel): Promise<BoundProgram> {
+  private scorer(model: ScoredModel): Promise<Scorer> {
     let scorer = this.scorers.get(model)
     if (!scorer) {
-      scorer = this.openScorer(model)
+      const { base, adapter, reference, precision, objective } = this.options
+      // The forward needs less than the training step, whose workspace is free in between.
+      const common = { base, precision, dims: this.dims, workspace: this.workspace }
+      const { head = 'logProbs', temperature } = objective ?? {}
+      scorer =
+        model === 'adapter'
+          ? openScorer({ ...common, head, temperature, adapter, leaf: this.leaf })
+          : openFrozenScorer({
+              ...common,
+              head: 'logProbs',
+              temperature,
+              frozen: model === 'reference' ? (reference ?? null) : null,
+            })
       this.scorers.set(model, scorer)
     }
     return scorer
-  }
-
-  private async openScorer(model: ScoredModel): Promise<BoundProgram> {
-    const { base, adapter, reference, precision, objective } = this.options
-    const graph = graphOptions(base.runtime.info.kernels, precision ?? 'fast')
-    const frozen = model === 'reference' ? (reference ?? null) : null
-    const shape = model === 'adapter' ? adapter : (frozen?.shape ?? null)
-    const trace = { config: base.config, formats: base.formats, adapter: shape }
-    const build = model === 'adapter' && objective?.head === 'score' ? rewardGraph : scoreGraph
-    const compiled = compile(build(base.architecture, graph, trace), { dims: this.dims })
-    // The forward needs less than the training step, whose workspace is free in between.
-    const shared = compiled.workspaceBytes <= this.workspace.byteLength ? { workspace: this.workspace } : {}
-    const leaf = frozen ? await this.frozenLeaf(graph, trace, frozen) : this.leaf
-    return bindProgram(base.runtime, compiled, { leaf, ...shared })
-  }
-
-  /** Memory of a frozen adapter, filled once, with the norms of DoRA where it has magnitudes. */
-  private async frozenLeaf(graph: GraphOptions, trace: TraceOptions, { shape, values }: FrozenAdapter) {
-    const { base } = this.options
-    const memory = new Map<string, LeafMemory>()
-    const buffer = base.runtime.allocate(Math.max(64, values.byteLength))
-    this.buffers.push(buffer)
-    buffer.bytes.set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength))
-    for (const { path, offset } of shape.linears.values())
-      memory.set(adapterLeafName(path), { buffer, byteOffset: offset * FLOAT_BYTES })
-    const leaf = (name: string) => memory.get(name) ?? base.leaf(name)
-    const magnitudes = [...shape.linears.values()].filter((l) => l.magnitudeOffset !== undefined)
-    if (magnitudes.length > 0) {
-      const norms = await bindProgram(base.runtime, compile(normsGraph(graph, trace), { dims: {}, cut: 'blocks' }), {
-        leaf,
-      })
-      await norms.run({})
-      for (const { path } of magnitudes) {
-        const found = norms.memoryOf(normsLeafName(path))
-        const copy = base.runtime.allocate(found.byteLength)
-        copy.bytes.set(found.bytes)
-        this.buffers.push(copy)
-        memory.set(normsLeafName(path), { buffer: copy, byteOffset: 0 })
-      }
-      norms.close()
-    }
-    return leaf
   }
 
   /** DoRA's norms are constant during a step; they follow the parameters between steps. */
@@ -295,21 +262,6 @@ class CompiledTrainProgram implements TrainProgram {
     if (!this.programs.norms || !this.normsAreStale) return
     await this.programs.norms.run({})
     this.normsAreStale = false
-  }
-
-  private fill(program: BoundProgram, batch: MicroBatch, rows: Int32Array, labels: Int32Array): void {
-    const n = batch.inputIds.length
-    if (n > this.dims.N) throw new Error(`a micro-batch of ${n} tokens; the step was compiled for ${this.dims.N}`)
-    if (rows.length > this.dims.M)
-      throw new Error(`${rows.length} targets in a micro-batch; compiled for ${this.dims.M}`)
-    if (batch.cuSeqlens.length > this.dims.S)
-      throw new Error(`${batch.cuSeqlens.length - 1} documents in a micro-batch; compiled for ${this.dims.S - 1}`)
-    if (rows.length === 0) throw new Error('a micro-batch without a target token; nothing can be learned from it')
-    program.i32(batchLeaves.inputIds).set(batch.inputIds)
-    program.i32(batchLeaves.positionIds).set(batch.positionIds)
-    program.i32(batchLeaves.cuSeqlens).set(batch.cuSeqlens)
-    if (program.has(headLeaves.labels)) program.i32(headLeaves.labels).set(labels)
-    program.i32(headLeaves.lossRows).set(rows)
   }
 
   private fillRandomness(program: BoundProgram, batch: MicroBatch, step: number): void {
@@ -321,20 +273,6 @@ class CompiledTrainProgram implements TrainProgram {
     }
     program.i64(batchLeaves.seed)[0] = (BigInt(this.options.seed ?? 0) << 32n) | BigInt(step)
   }
-}
-
-/** The rows that have a target, and their targets. */
-function targetsOf(batch: MicroBatch): { rows: Int32Array; labels: Int32Array } {
-  if (batch.targets) return batch.targets
-  const rows: number[] = []
-  batch.labels.forEach((label, i) => {
-    if (label >= 0) rows.push(i)
-  })
-  return { rows: Int32Array.from(rows), labels: Int32Array.from(rows, (i) => batch.labels[i]!) }
-}
-
-function dimsOf(batch: MicroBatch, rows: Int32Array): Dims {
-  return { ...batch.dims, N: batch.inputIds.length, M: rows.length, S: batch.cuSeqlens.length }
 }
 
 /** Multiply-adds counted twice of one training step over one document, by token: recomputation does not count. */

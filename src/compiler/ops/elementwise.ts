@@ -105,6 +105,7 @@ export const Sigmoid = unary('Sigmoid', (c) => {
   const y = c.node.outputs[0]!
   return [mul(c.dOutputs[0]!, mul(y, sub(scalar(y.graph, 1, y.dtype), y)))]
 })
+export const Identity = unary('Identity', 'stops')
 
 export const Where = defineOp<Plain>({
   opType: 'Where',
@@ -160,6 +161,8 @@ export const log = (x: Value): Value => x.graph.apply(Log, [x], {})[0]!
 export const sqrt = (x: Value): Value => x.graph.apply(Sqrt, [x], {})[0]!
 export const cos = (x: Value): Value => x.graph.apply(Cos, [x], {})[0]!
 export const sin = (x: Value): Value => x.graph.apply(Sin, [x], {})[0]!
+/** The same value, through which no gradient flows. */
+export const stopGradient = (x: Value): Value => x.graph.apply(Identity, [x], {})[0]!
 export const tanh = (x: Value): Value => x.graph.apply(Tanh, [x], {})[0]!
 export const sigmoid = (x: Value): Value => x.graph.apply(Sigmoid, [x], {})[0]!
 export const where = (condition: Value, a: Value, b: Value): Value => a.graph.apply(Where, [condition, a, b], {})[0]!

@@ -1,10 +1,17 @@
 // The SDK: everything a program, a recipe or a dataset may import from `espalier`.
+import { join } from 'node:path'
 import type { RunningServer, ServeOptions } from './inference/server/index.js'
 import {
+  isPipeline,
   type LoadRecipeOptions,
   loadRecipe as loadRecipeWith,
+  type PipelineInput,
+  RecipeError,
   type RecipeInput,
+  type ResolvedPipeline,
   type ResolvedRecipe,
+  recipeOfStage,
+  resolvePipeline,
   resolveRecipe,
 } from './recipe/index.js'
 import {
@@ -15,19 +22,32 @@ import {
   type InspectGraphOptions,
   inspectRecipe,
   type Listener,
+  type PipelineRun,
   type PlanReport,
   plan as planTraining,
   type Run,
   type RunOptions,
+  runStages,
   run as runTraining,
   type TrainableRecipe,
 } from './training/index.js'
 
 const trainable = (recipe: RecipeInput | ResolvedRecipe) => resolveRecipe(recipe) as unknown as TrainableRecipe
 
-/** Loads a recipe module (.ts, .js) or a JSON file. @throws RecipeError naming the file, the key and what is meant */
-export function loadRecipe(path: string, options: LoadRecipeOptions = {}): Promise<ResolvedRecipe> {
+/** Loads a recipe module (.ts, .js) or a JSON file, of one stage or several. @throws RecipeError naming the file, the key and what is meant */
+export function loadRecipeFile(
+  path: string,
+  options: LoadRecipeOptions = {},
+): Promise<ResolvedRecipe | ResolvedPipeline> {
   return loadRecipeWith(path, () => import('./index.js'), options)
+}
+
+/** The same as a recipe of one stage: of several, the one that `stage` names, or the first. */
+export async function loadRecipe(
+  path: string,
+  { stage, ...options }: LoadRecipeOptions & { stage?: string | undefined } = {},
+): Promise<ResolvedRecipe> {
+  return chooseStage(await loadRecipeFile(path, options), stage)
 }
 
 /**
@@ -37,6 +57,43 @@ export function loadRecipe(path: string, options: LoadRecipeOptions = {}): Promi
  */
 export function run(recipe: RecipeInput | ResolvedRecipe, options: RunOptions = {}): Run {
   return runTraining(trainable(recipe), options)
+}
+
+/**
+ * Runs a recipe of several stages in one folder, by default `runs/<name>`: stages that are finished there, from the same
+ * inputs, are skipped; one that was interrupted goes on.
+ * @throws RecipeError at once when the recipe is not valid; everything later rejects `result`
+ */
+export function runPipeline(
+  pipeline: PipelineInput | ResolvedPipeline,
+  options: Omit<RunOptions, 'resume'> = {},
+): PipelineRun {
+  const resolved = resolvePipeline(pipeline)
+  const stages = Object.keys(resolved.stages).map((name) => ({
+    name,
+    recipe: (adapterOf: (stage: string) => string) => trainable(recipeOfStage(resolved, name, adapterOf)),
+  }))
+  return runStages(resolved.name, stages, options)
+}
+
+/**
+ * The one stage of a recipe, or the named one of several (default: the first); results of earlier ones are looked for in
+ * the folder of the pipeline's run.
+ * @throws RecipeError where the recipe has no such stage
+ */
+export function chooseStage(
+  recipe: ResolvedRecipe | ResolvedPipeline,
+  stage?: string,
+  runDir = join('runs', recipe.name),
+): ResolvedRecipe {
+  if (!isPipeline(recipe)) {
+    if (stage === undefined) return recipe
+    throw new RecipeError(`the recipe ${recipe.name} has one stage only: leave out --stage`)
+  }
+  const names = Object.keys(recipe.stages)
+  const name = stage ?? names[0]!
+  if (!names.includes(name)) throw new RecipeError(`no stage ${name} in the recipe; there are ${names.join(', ')}`)
+  return recipeOfStage(recipe, name, (earlier) => join(runDir, earlier, 'adapter'))
 }
 
 /** What a run of the recipe would do and cost: rows, steps, memory, time. Trains nothing. */
@@ -145,14 +202,20 @@ export { architectureOf, architectures } from './models/index.js'
 export { type LoraConfig, loraDefaults } from './models/lora-config.js'
 export { type AdapterReport, type LoadedAdapter, loadAdapter, peftFiles, readPeftConfig } from './models/peft.js'
 export {
+  definePipeline,
   defineRecipe,
+  isPipeline,
   isRecipe,
   type LoadRecipeOptions,
+  type Pipeline,
+  type PipelineInput,
   type Recipe,
   RecipeError,
   type RecipeInput,
+  type ResolvedPipeline,
   type ResolvedRecipe,
   recipeSchema,
+  resolvePipeline,
   resolveRecipe,
 } from './recipe/index.js'
 export { diagnose, openRuntime, type Runtime, type RuntimeInfo, type RuntimeOptions } from './runtime/index.js'
@@ -170,6 +233,8 @@ export {
   type Listener,
   type MetricEstimates,
   NonFiniteError,
+  type PipelineResult,
+  type PipelineRun,
   type PlanReport,
   type ProgressEvent,
   type Run,

@@ -69,6 +69,7 @@ export const shared = {
     nargs: 1,
     describe: 'change the recipe: path.to.key=value (repeatable)',
   },
+  stage: { type: 'string', describe: 'of a recipe of several stages: which; default the first' },
   precision: {
     choices: ['fast', 'fp32'] as const,
     default: 'fast' as const,

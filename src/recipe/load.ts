@@ -4,11 +4,13 @@ import { existsSync, readFileSync, statSync } from 'node:fs'
 import { dirname, extname, isAbsolute, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { createJiti } from 'jiti'
+import type { z } from 'zod'
 import { messageOf } from '../data/errors.js'
 import { knownBases } from '../models/fetch.js'
 import { isRecipe } from './define.js'
 import { describeIssues, RecipeError } from './errors.js'
 import { parseOverride, withValue } from './override.js'
+import { isPipeline, pipelineSchema, type ResolvedPipeline } from './pipeline.js'
 import { type ResolvedRecipe, recipeSchema } from './schema.js'
 
 export interface LoadRecipeOptions {
@@ -16,11 +18,20 @@ export interface LoadRecipeOptions {
   set?: readonly string[]
 }
 
-/** Validates a recipe. @throws RecipeError with one line per problem */
+/** Validates a recipe of one stage. @throws RecipeError with one line per problem */
 export function resolveRecipe(recipe: unknown, name = 'recipe'): ResolvedRecipe {
-  const parsed = recipeSchema.safeParse(recipe)
+  return validate(recipeSchema, recipe, name)
+}
+
+/** Validates a recipe of several stages. @throws RecipeError with one line per problem */
+export function resolvePipeline(pipeline: unknown, name = 'recipe'): ResolvedPipeline {
+  return validate(pipelineSchema, pipeline, name)
+}
+
+function validate<Schema extends z.ZodType>(schema: Schema, recipe: unknown, name: string): z.output<Schema> {
+  const parsed = schema.safeParse(recipe)
   if (parsed.success) return parsed.data
-  const lines = describeIssues(recipeSchema, recipe, parsed.error.issues)
+  const lines = describeIssues(schema, recipe, parsed.error.issues)
   throw new RecipeError(lines.length === 1 ? `${name}: ${lines[0]}` : `${name}:\n  ${lines.join('\n  ')}`)
 }
 
@@ -30,7 +41,8 @@ const isTree = (value: unknown): value is Tree => typeof value === 'object' && v
 /** Absolute paths in place of those relative to `folder`. A base that is a name stays one. */
 function anchor(recipe: unknown, folder: string): unknown {
   if (!isTree(recipe)) return recipe
-  const path = (value: unknown) => (typeof value === 'string' ? resolve(folder, value) : value)
+  const path = (value: unknown) =>
+    typeof value === 'string' && !value.startsWith('stage:') ? resolve(folder, value) : value
   const paths = (value: unknown) => (Array.isArray(value) ? value.map(path) : path(value))
   const base = (value: unknown) => {
     if (typeof value !== 'string' || isAbsolute(value) || value.startsWith('hf:')) return value
@@ -43,10 +55,15 @@ function anchor(recipe: unknown, folder: string): unknown {
     for (const [key, change] of Object.entries(changes)) if (key in changed) changed[key] = change(changed[key])
     return changed
   }
+  const part = {
+    data: (value: unknown) => at(value, { train: paths, heldOut: paths }),
+    stage: (value: unknown) => at(value, { startAdapter: path, reference: (own) => at(own, { adapter: path }) }),
+  }
   return at(recipe, {
     base: (value) => (isTree(value) ? at(value, { source: base }) : base(value)),
-    data: (value) => at(value, { train: paths, heldOut: paths }),
-    stage: (value) => at(value, { startAdapter: path }),
+    ...part,
+    stages: (value) =>
+      isTree(value) ? Object.fromEntries(Object.entries(value).map(([name, own]) => [name, at(own, part)])) : value,
   })
 }
 
@@ -68,7 +85,7 @@ export async function loadRecipe(
   path: string,
   sdk: () => Promise<object>,
   options: LoadRecipeOptions = {},
-): Promise<ResolvedRecipe> {
+): Promise<ResolvedRecipe | ResolvedPipeline> {
   const file = resolve(path)
   if (!existsSync(file) || !statSync(file).isFile()) {
     throw new RecipeError(`${path}: no such recipe file; \`espalier init\` writes one to start from`)
@@ -91,5 +108,5 @@ export async function loadRecipe(
     for (const key of keys) anchored = (anchored as Tree)[key]
     recipe = withValue(recipe, keys, anchored)
   }
-  return resolveRecipe(recipe, path)
+  return isTree(recipe) && isPipeline(recipe) ? resolvePipeline(recipe, path) : resolveRecipe(recipe, path)
 }

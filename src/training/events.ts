@@ -2,6 +2,8 @@
 // and tests alike. Nothing else leaves a run while it goes on.
 
 export type TrainingEvent =
+  | StageStartEvent
+  | StageEndEvent
   | RunStartEvent
   | ProgressEvent
   | StepEvent
@@ -11,6 +13,24 @@ export type TrainingEvent =
   | WarningEvent
   | ErrorEvent
   | RunEndEvent
+
+/** A stage of a pipeline begins; its own run follows. */
+export interface StageStartEvent {
+  type: 'stageStart'
+  stage: string
+  /** 0-based. */
+  index: number
+  total: number
+}
+
+export interface StageEndEvent {
+  type: 'stageEnd'
+  stage: string
+  index: number
+  total: number
+  /** It was finished before, from the same inputs. */
+  isSkipped: boolean
+}
 
 export interface RunStartEvent {
   type: 'runStart'

@@ -1,5 +1,6 @@
 // What the training room offers to the SDK and to recipes.
 import type { Listener } from './events.js'
+import { type PipelineRun, type PipelineStage, startPipeline } from './pipeline.js'
 import type { PlanReport } from './plan.js'
 import { prepareRun, type TrainableRecipe } from './prepare.js'
 import { type Run, type RunOptions, startPlan, startRun } from './run.js'
@@ -7,6 +8,15 @@ import { type Run, type RunOptions, startPlan, startRun } from './run.js'
 /** Trains as the recipe says: an async iterable of events, with the result as a promise. */
 export function run(recipe: TrainableRecipe, options: RunOptions = {}): Run {
   return startRun(recipe, prepareRun, options)
+}
+
+/** Runs several stages, each from the results of earlier ones; finished ones with the same inputs are skipped. */
+export function runStages(
+  name: string,
+  stages: readonly PipelineStage[],
+  options: Omit<RunOptions, 'resume'> = {},
+): PipelineRun {
+  return startPipeline(name, stages, prepareRun, options)
 }
 
 /** What a run of the recipe would do and cost: steps, memory, time. Trains nothing and writes no run directory. */
@@ -39,6 +49,7 @@ export { type GraphName, graphNames, type InspectedGraph, type InspectGraphOptio
 export { type LossName, losses, lossNames } from './losses/index.js'
 export { NonFiniteError } from './non-finite.js'
 export { optimizerSchema, optimizers } from './optimizers.js'
+export type { PipelineResult, PipelineRun, PipelineStage } from './pipeline.js'
 export type { MemoryEstimate, PlanReport, TimeEstimate } from './plan.js'
 export { type DataOptions, type EncodingOptions, prepareData, prepareRun, type TrainableRecipe } from './prepare.js'
 export type { AdapterLayout, MicroBatch, TrainProgram } from './program.js'

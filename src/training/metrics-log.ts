@@ -7,6 +7,9 @@ type Line = Record<string, unknown>
 
 /** The lines worth keeping; null for the rest. Metric names are `group/name`. */
 const lines: { [T in TrainingEvent['type']]: (event: Extract<TrainingEvent, { type: T }>) => Line | null } = {
+  // A stage's log is that of its own run
+  stageStart: () => null,
+  stageEnd: () => null,
   runStart: ({ type: _, ...rest }) => rest,
   progress: () => null,
   step: (event) => ({

@@ -77,12 +77,13 @@ const mib = 2 ** 20
 const ceilingProbeMs = 20
 const evaluationSampleTokens = 48
 
-interface Sources {
+export interface Sources {
   train: RowSource
   heldOut: RowSource | undefined
 }
 
-function sourcesOf(data: DataOptions, seed: number, emit: RunContext['emit'], signal?: AbortSignal): Sources {
+/** The rows that a recipe names. */
+export function sourcesOf(data: DataOptions, seed: number, emit: RunContext['emit'], signal?: AbortSignal): Sources {
   if (data.dataset) {
     const { dataset } = data
     const context = { seed, signal, log: (message: string) => emit({ type: 'warning', message }) }

@@ -60,7 +60,8 @@ function isRunning(pid: number, start: string): boolean {
   return startOf(pid) === start
 }
 
-function acquire(path: string): () => void {
+/** Makes the folder this process's own. @returns what lets others have it @throws while another process works in it */
+export function lockFolder(path: string): () => void {
   const lock = join(path, 'run.lock')
   const own = JSON.stringify({ pid: process.pid, start: startOf(process.pid) })
   for (let attempt = 0; ; attempt++) {
@@ -116,7 +117,7 @@ export function openRunDirectory({ path, recipe, isResume }: OpenRunOptions): Ru
     throw new Error(`run directory ${path}: is not empty; resume the run in it (--resume) or name another folder`)
   }
   mkdirSync(join(path, 'checkpoints'), { recursive: true })
-  const release = acquire(path)
+  const release = lockFolder(path)
   if (!isResume) {
     writeJson(recipeFile, JSON.parse(stableJson(recipe)))
   }

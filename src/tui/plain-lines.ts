@@ -16,6 +16,9 @@ export function plainLines(write: (line: string) => void, now: () => number = Da
   const lines: {
     [Type in TrainingEvent['type']]: (event: Extract<TrainingEvent, { type: Type }>) => string | undefined
   } = {
+    stageStart: ({ stage, index, total }) => `stage ${index + 1} of ${total}: ${stage}`,
+    stageEnd: ({ stage, isSkipped }) =>
+      isSkipped ? `stage ${stage}: finished before from the same inputs` : `stage ${stage}: finished`,
     runStart(event) {
       totalSteps = event.totalSteps
       const from = event.startStep > 0 ? `, going on after step ${event.startStep}` : ''

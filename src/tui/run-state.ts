@@ -17,6 +17,8 @@ export interface LogLine {
 
 export interface RunState {
   readonly name: string
+  /** Of a pipeline: which of how many. */
+  readonly stage: { readonly name: string; readonly index: number; readonly total: number } | undefined
   readonly status: 'preparing' | 'training' | EndReason
   readonly start: RunStartEvent | undefined
   readonly progress: ProgressEvent | undefined
@@ -39,6 +41,7 @@ const maxLog = 50
 export function emptyState(name: string): RunState {
   return {
     name,
+    stage: undefined,
     status: 'preparing',
     start: undefined,
     progress: undefined,
@@ -60,6 +63,16 @@ type Reducers = {
 }
 
 const reducers: Reducers = {
+  stageStart: (state, { stage, index, total }) => ({
+    ...emptyState(state.name),
+    stage: { name: stage, index, total },
+    peakRssMb: state.peakRssMb,
+    log: state.log,
+  }),
+  stageEnd: (state, { stage, isSkipped }) => ({
+    ...state,
+    log: logged(state, 'info', isSkipped ? `${stage}: finished before from the same inputs` : `${stage}: finished`),
+  }),
   runStart: (state, event) => ({
     ...state,
     name: event.recipe,

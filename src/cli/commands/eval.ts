@@ -54,13 +54,14 @@ export const evaluate = defineCommand({
     'max-rows': { type: 'number', describe: 'use the first rows only' },
     precision: shared.precision,
     set: shared.set,
+    stage: shared.stage,
     json: shared.json,
   },
   epilogue:
     'accuracy compares the log-probabilities of the answers that data.choices names. exactMatch and the metrics of the data are over generated (greedy) answers. Intervals are of 95 %, by the bootstrap; a difference is paired by rows.',
   async run(options, { signal, print, say }) {
     const sdk = await import('../../index.js')
-    const recipe = await sdk.loadRecipe(options.recipe, { set: options.set })
+    const recipe = await sdk.loadRecipe(options.recipe, { set: options.set, stage: options.stage })
     const progress = progressPrinter()
     const result = await sdk.evaluate(recipe, {
       ...(options.adapter ? { adapter: options.adapter } : {}),

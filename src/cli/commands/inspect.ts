@@ -9,9 +9,15 @@ type Sdk = typeof import('../../index.js')
 async function inspectGraph(
   sdk: Sdk,
   path: string,
-  options: { set: string[]; graph: import('../../index.js').GraphName; lowered: boolean; signal: AbortSignal },
+  options: {
+    set: string[]
+    stage: string | undefined
+    graph: import('../../index.js').GraphName
+    lowered: boolean
+    signal: AbortSignal
+  },
 ) {
-  const recipe = await sdk.loadRecipe(path, { set: options.set })
+  const recipe = await sdk.loadRecipe(path, { set: options.set, stage: options.stage })
   const found = await sdk.inspect(recipe, { graph: options.graph, kernels: !options.lowered, signal: options.signal })
   const runs = found.models.map((_, index) =>
     found.steps.filter(({ model }) => model === index).map(({ name }) => name),
@@ -79,14 +85,15 @@ export const inspect = defineCommand({
     },
     lowered: { type: 'boolean', default: false, describe: 'standard operators instead of ours' },
     set: shared.set,
+    stage: shared.stage,
     json: shared.json,
   },
-  async run({ target, graph, lowered, set, json }, { signal, print }) {
+  async run({ target, graph, lowered, set, stage, json }, { signal, print }) {
     const sdk = await import('../../index.js')
     const isFile = existsSync(target) && statSync(target).isFile()
     const found =
       isFile && /^\.(c|m)?(t|j)s$|^\.json$/.test(extname(target))
-        ? await inspectGraph(sdk, target, { set, graph, lowered, signal })
+        ? await inspectGraph(sdk, target, { set, stage, graph, lowered, signal })
         : existsSync(join(target, sdk.peftFiles.config))
           ? inspectAdapter(sdk, target)
           : await inspectBase(sdk, target, signal)

@@ -75,12 +75,13 @@ export const plan = defineCommand({
   options: {
     recipe: { type: 'string', demandOption: true, describe: 'a recipe module (.ts, .js) or JSON file' },
     set: shared.set,
+    stage: shared.stage,
     json: shared.json,
   },
   epilogue: 'Ends with 1 where the run would not fit into memory.',
   async run(options, { signal, print, say }) {
     const sdk = await import('../../index.js')
-    const recipe = await sdk.loadRecipe(options.recipe, { set: options.set })
+    const recipe = await sdk.loadRecipe(options.recipe, { set: options.set, stage: options.stage })
     const progress = progressPrinter()
     const report = await sdk.plan(recipe, {
       signal,

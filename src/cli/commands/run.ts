@@ -1,6 +1,7 @@
 // `espalier run RECIPE`: trains, with a dashboard where the output is a terminal.
 import { existsSync, readdirSync, statSync } from 'node:fs'
 import { join, relative } from 'node:path'
+import type { PipelineResult, RunResult } from '../../index.js'
 import { defineCommand, exitCodes, shared, UsageError } from '../command.js'
 import { duration, pairs } from '../table.js'
 
@@ -15,11 +16,14 @@ function latestRun(name: string): string {
 
 export const run = defineCommand({
   positionals: '<recipe>',
-  summary: 'train as a recipe says',
+  summary: 'train as a recipe says, one stage or several',
   options: {
     recipe: { type: 'string', demandOption: true, describe: 'a recipe module (.ts, .js) or JSON file' },
     set: shared.set,
-    'run-dir': { type: 'string', describe: 'folder of the run; default runs/<name>-<time>' },
+    'run-dir': {
+      type: 'string',
+      describe: 'folder of the run; default runs/<name>-<time>, of several stages runs/<name>',
+    },
     resume: {
       type: 'string',
       describe: 'go on after the last checkpoint of the run in this folder (default: the latest)',
@@ -37,34 +41,55 @@ export const run = defineCommand({
     if (options['run-dir'] && options.resume) throw new UsageError('--resume=DIR names the folder: leave out --run-dir')
     const sdk = await import('../../index.js')
     const { openDisplay } = await import('../../tui/index.js')
-    const recipe = await sdk.loadRecipe(options.recipe, { set: options.set })
+    const recipe = await sdk.loadRecipeFile(options.recipe, { set: options.set })
     const isResume = options.resume !== undefined
+    const stages = sdk.isPipeline(recipe) ? recipe : undefined
+    if (stages && isResume) {
+      throw new UsageError('a recipe of several stages goes on by itself when it is run again: leave out --resume')
+    }
     const runDir = isResume ? options.resume || latestRun(recipe.name) : options['run-dir']
     const display = await openDisplay({
       name: recipe.name,
       stream: options.json ? process.stderr : process.stdout,
       isPlain: options.plain || options.json,
     })
-    let result: import('../../index.js').RunResult
+    const how = {
+      ...(runDir ? { runDir } : {}),
+      resumeFallback: options['resume-fallback'],
+      signal,
+      listeners: [display.listener],
+    }
+    let result: RunResult | PipelineResult
     try {
-      const going = sdk.run(recipe, {
-        ...(runDir ? { runDir } : {}),
-        resume: isResume,
-        resumeFallback: options['resume-fallback'],
-        signal,
-        listeners: [display.listener],
-      })
+      const going = sdk.isPipeline(recipe)
+        ? sdk.runPipeline(recipe, how)
+        : sdk.run(recipe, { ...how, resume: isResume })
       result = await going.result
     } finally {
       await display.close()
     }
     if (options.json) print(JSON.stringify(result))
-    else print(summary(result, options.recipe))
+    else print('stages' in result ? pipelineSummary(result, options.recipe) : summary(result, options.recipe))
     return result.reason === 'interrupted' ? exitCodes.interrupted : exitCodes.ok
   },
 })
 
-function summary(result: import('../../index.js').RunResult, recipePath: string): string {
+/** Every stage's summary under its name. */
+function pipelineSummary(result: PipelineResult, recipePath: string): string {
+  const parts = Object.entries(result.stages).map(
+    ([name, stage]) => `${name}${stage.isSkipped ? ' (finished before)' : ''}\n${rowsOf(stage)}`,
+  )
+  if (result.reason === 'interrupted') parts.push(`To go on: espalier run ${recipePath}`)
+  return parts.join('\n\n')
+}
+
+function summary(result: RunResult, recipePath: string): string {
+  const rows = rowsOf(result)
+  if (result.reason !== 'interrupted') return rows
+  return `${rows}\n\nTo go on: espalier run ${recipePath} --resume=${relative(process.cwd(), result.runDir) || '.'}`
+}
+
+function rowsOf(result: RunResult): string {
   const runDir = relative(process.cwd(), result.runDir) || '.'
   const held = (evaluation: typeof result.before) =>
     evaluation &&
@@ -72,7 +97,7 @@ function summary(result: import('../../index.js').RunResult, recipePath: string)
       `loss ${evaluation.loss.toFixed(4)}`,
       ...Object.entries(evaluation.metrics).map(([key, value]) => `${key} ${Number(value.toFixed(4))}`),
     ].join(', ')
-  const rows = pairs(
+  return pairs(
     [
       ['ended', `${result.reason} after step ${result.step} of ${result.totalSteps}`],
       ['held out, before', held(result.before)],
@@ -84,6 +109,4 @@ function summary(result: import('../../index.js').RunResult, recipePath: string)
     ],
     '  ',
   )
-  if (result.reason !== 'interrupted') return rows
-  return `${rows}\n\nTo go on: espalier run ${recipePath} --resume=${runDir}`
 }

@@ -28,6 +28,8 @@ function progressLine({ progress, start, step }: RunState, width: number): strin
   return `${bar(done / Math.max(1, start.totalSteps), Math.max(8, Math.min(40, width - text.length)))}${text}`
 }
 
+const stageOf = ({ stage }: RunState) => (stage ? `  stage ${stage.index + 1} of ${stage.total}: ${stage.name}` : '')
+
 export const status = definePanel({
   title: 'espalier',
   height: 3,
@@ -37,7 +39,7 @@ export const status = definePanel({
     const { start } = state
     return (
       <>
-        <Text bold>{fit(`${signs[state.status]}  ${state.name}`, width)}</Text>
+        <Text bold>{fit(`${signs[state.status]}  ${state.name}${stageOf(state)}`, width)}</Text>
         <Text>{fit(progressLine(state, width), width)}</Text>
         <Text dimColor>{fit(start ? `${start.base} · ${start.device} · ${start.runDir}` : ' ', width)}</Text>
       </>

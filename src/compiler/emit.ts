@@ -53,7 +53,8 @@ export function emitSegment(segment: Segment): EmittedModel {
       const inputs = node.inputs.map(name)
       while (inputs.at(-1) === '') inputs.pop()
       // Standard ops must name what nobody reads; our kernels skip it.
-      const outputs = node.outputs.map((y) => (read.has(y) || node.op.domain === '' ? name(y) : ''))
+      // Of our operators the first output is always there; the others may be left out
+      const outputs = node.outputs.map((y, i) => (i === 0 || read.has(y) || node.op.domain === '' ? name(y) : ''))
       while (outputs.at(-1) === '') outputs.pop()
       return create(NodeProtoSchema, {
         opType: emittedOpType(node),

@@ -88,6 +88,9 @@ const tokenFields = [
   new arrow.Field('place', new arrow.Utf8(), false),
 ]
 
+/** Of files whose rows carry a number: that of the row which each document belongs to. */
+const valueField = new arrow.Field('value', new arrow.Float64(), false)
+
 /** Documents of one record batch, laid end to end; document i is [offsets[i], offsets[i + 1]) of inputIds and labels. */
 export interface TokenBatch {
   numRows: number
@@ -98,6 +101,8 @@ export interface TokenBatch {
   /** UTF-8 of the places end to end, and where each begins (numRows + 1 offsets). */
   places: Uint8Array
   placeOffsets: Int32Array
+  /** One number per document, in files that were opened for them. */
+  values?: Float64Array
 }
 
 /** A sink of the library's writer that writes to a file at once and keeps nothing. */
@@ -122,14 +127,16 @@ export class TokenFileWriter {
   readonly #writer: arrow.RecordBatchFileWriter
   #isOpen = true
 
-  constructor(path: string, metadata: Record<string, string>) {
+  /** @param hasValues every batch has `values` */
+  constructor(path: string, metadata: Record<string, string>, hasValues = false) {
     this.#file = openSync(path, 'wx')
-    this.#schema = new arrow.Schema(tokenFields, new Map(Object.entries(metadata)))
+    const fields = hasValues ? [...tokenFields, valueField] : tokenFields
+    this.#schema = new arrow.Schema(fields, new Map(Object.entries(metadata)))
     this.#writer = new arrow.RecordBatchFileWriter()
     this.#writer.reset(new FileSink(this.#file), this.#schema)
   }
 
-  write({ numRows, offsets, inputIds, labels, rows, places, placeOffsets }: TokenBatch): void {
+  write({ numRows, offsets, inputIds, labels, rows, places, placeOffsets, values }: TokenBatch): void {
     const listData = (values: Int32Array): arrow.Data => {
       const child = arrow.makeData({ type: int32, data: values })
       return arrow.makeData({ type: listOfInt32, length: numRows, nullCount: 0, valueOffsets: offsets, child })
@@ -148,8 +155,14 @@ export class TokenFileWriter {
         valueOffsets: placeOffsets,
         data: places,
       }),
+      ...(values ? [arrow.makeData({ type: new arrow.Float64(), data: values })] : []),
     ]
-    const struct = arrow.makeData({ type: new arrow.Struct(tokenFields), length: numRows, nullCount: 0, children })
+    const struct = arrow.makeData({
+      type: new arrow.Struct(this.#schema.fields),
+      length: numRows,
+      nullCount: 0,
+      children,
+    })
     this.#writer.write(new arrow.RecordBatch(this.#schema, struct))
   }
 
@@ -175,6 +188,8 @@ export interface TokenRegion {
   labelsAt: number
   placesAt: number
   placeOffsets: Int32Array
+  /** Of files whose rows carry a number. */
+  values: Float64Array | undefined
 }
 
 export interface TokenFileIndex {
@@ -191,15 +206,19 @@ const bufferOrder = {
   placeOffsets: 13,
   places: 14,
   count: 15,
+  /** Behind the validity of its column, where there is one. */
+  values: 16,
+  countWithValues: 17,
 }
 
-function readInt32(file: number, at: number, count: number): Int32Array {
-  const values = new Int32Array(count)
-  const bytes = new Uint8Array(values.buffer)
+function readInto<T extends Int32Array | Float64Array>(file: number, at: number, values: T): T {
+  const bytes = new Uint8Array(values.buffer as ArrayBuffer)
   if (readSync(file, bytes, 0, bytes.length, at) !== bytes.length)
     throw new Error(`ends inside a record batch at byte ${at}`)
   return values
 }
+
+const readInt32 = (file: number, at: number, count: number) => readInto(file, at, new Int32Array(count))
 
 /** The index of a token file; reads its footer, the heads of its batches and their small columns, not the tokens. */
 export async function readTokenFileIndex(path: string): Promise<TokenFileIndex> {
@@ -209,9 +228,9 @@ export async function readTokenFileIndex(path: string): Promise<TokenFileIndex> 
     const reader = await arrow.RecordBatchReader.from(handle as unknown as arrow.FileHandle)
     await reader.open({ autoDestroy: false })
     const { footer, schema } = reader
-    if (!footer || schema.fields.map((field) => field.name).join() !== tokenFields.map((field) => field.name).join()) {
-      throw new Error('is not a token file')
-    }
+    const names = (fields: readonly arrow.Field[]) => fields.map((field) => field.name).join()
+    const hasValues = names(schema.fields) === names([...tokenFields, valueField])
+    if (!footer || !(hasValues || names(schema.fields) === names(tokenFields))) throw new Error('is not a token file')
     const regions: TokenRegion[] = []
     for (const block of footer.recordBatches()) {
       const body = block.offset + block.metaDataLength
@@ -223,7 +242,8 @@ export async function readTokenFileIndex(path: string): Promise<TokenFileIndex> 
         buffers: { offset: number; length: number }[]
         length: number
       }
-      if (buffers.length !== bufferOrder.count) throw new Error(`record batch ${regions.length} has another layout`)
+      if (buffers.length !== (hasValues ? bufferOrder.countWithValues : bufferOrder.count))
+        throw new Error(`record batch ${regions.length} has another layout`)
       const at = (index: number): number => body + buffers[index]!.offset
       const offsets = readInt32(handle.fd, at(bufferOrder.inputIdOffsets), numRows + 1)
       if (at(bufferOrder.labels) + offsets[numRows]! * 4 > size)
@@ -236,6 +256,7 @@ export async function readTokenFileIndex(path: string): Promise<TokenFileIndex> 
         labelsAt: at(bufferOrder.labels),
         placesAt: at(bufferOrder.places),
         placeOffsets: readInt32(handle.fd, at(bufferOrder.placeOffsets), numRows + 1),
+        values: hasValues ? readInto(handle.fd, at(bufferOrder.values), new Float64Array(numRows)) : undefined,
       })
     }
     return { metadata: schema.metadata, regions }

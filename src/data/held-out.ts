@@ -31,10 +31,27 @@ export function alignLabels(labels: Int32Array): Int32Array {
 
 /** The first documents of a store. */
 export function heldOutDocuments(store: TokenStore, maxRows = store.numRows): HeldOutDocument[] {
-  return Array.from({ length: Math.min(maxRows, store.numRows) }, (_, row) => {
-    const { inputIds, labels } = store.read(row)
-    return { ids: inputIds, labels: alignLabels(labels), row }
-  })
+  return Array.from({ length: Math.min(maxRows, store.numRows) }, (_, row) => readHeldOut(store, row))
+}
+
+function readHeldOut(store: TokenStore, row: number): HeldOutDocument {
+  const { inputIds, labels } = store.read(row)
+  return { ids: inputIds, labels: alignLabels(labels), row }
+}
+
+/** A row of preference data: its documents, the chosen one first, and the numbers that it carries. */
+export interface HeldOutGroup {
+  documents: HeldOutDocument[]
+  numbers: Record<string, number>
+}
+
+/** The first rows of a store of preference data. */
+export function heldOutGroups(store: TokenStore, maxRows = store.numGroups): HeldOutGroup[] {
+  const { groupSize, valueName } = store
+  return Array.from({ length: Math.min(maxRows, store.numGroups) }, (_, group) => ({
+    documents: Array.from({ length: groupSize }, (_, i) => readHeldOut(store, group * groupSize + i)),
+    numbers: valueName === undefined ? {} : { [valueName]: store.valueOf(group) },
+  }))
 }
 
 /** First position and end of the last trained run. */

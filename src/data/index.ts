@@ -26,8 +26,10 @@ export {
   encodeQuestion,
   type HeldOutChoices,
   type HeldOutDocument,
+  type HeldOutGroup,
   type HeldOutQuestion,
   heldOutDocuments,
+  heldOutGroups,
 } from './held-out.js'
 export {
   collate,

@@ -20,6 +20,9 @@ export interface LoadedBatch {
   cuSeqlens: Int32Array // [documents + 1]
   /** Numbers of the documents in the token store (`store.placeOf` says where each came from). */
   documents: number[]
+  /** Of preference data: the numbers of its rows, whose documents stand side by side here, and what each carries. */
+  groups?: number[]
+  numbers?: Readonly<Record<string, number[]>>
 }
 
 export interface LoadedStep {
@@ -42,10 +45,10 @@ export interface LengthCurriculum {
 export interface LoaderOptions {
   store: TokenStore
   seed: number
-  /** Tokens of a pack; also the longest document. */
+  /** Tokens of a pack (of pairs, twice that); also the longest document. */
   maxLength: number
   packing?: boolean | undefined
-  /** Packs of a micro-batch when packing, else documents. Default 1. */
+  /** Packs of a micro-batch when packing, else documents (or pairs). Default 1. */
   microBatchSize?: number | undefined
   /** Micro-batches of an optimizer step. Default 1. */
   gradientAccumulationSteps?: number | undefined
@@ -69,8 +72,10 @@ export interface LoaderState {
   fingerprint: string
 }
 
-/** A micro-batch from documents of the store. */
-export function collate(store: TokenStore, documents: readonly number[]): LoadedBatch {
+/** A micro-batch from rows of the store: documents, or the groups of documents that rows of preference data are. */
+export function collate(store: TokenStore, units: readonly number[]): LoadedBatch {
+  const { groupSize, valueName } = store
+  const documents = units.flatMap((unit) => Array.from({ length: groupSize }, (_, i) => unit * groupSize + i))
   const cuSeqlens = new Int32Array(documents.length + 1)
   for (const [i, document] of documents.entries()) cuSeqlens[i + 1] = cuSeqlens[i]! + store.lengths[document]!
   const total = cuSeqlens[documents.length]!
@@ -84,13 +89,25 @@ export function collate(store: TokenStore, documents: readonly number[]): Loaded
     labels.set(own.subarray(1), offset) // one to the left; the last position keeps −100
     for (let position = 0; position < ids.length; position++) positionIds[offset + position] = position
   }
-  return { inputIds, labels, positionIds, cuSeqlens, documents: [...documents] }
+  const batch = { inputIds, labels, positionIds, cuSeqlens, documents }
+  if (valueName === undefined) return batch
+  return { ...batch, groups: [...units], numbers: { [valueName]: units.map((unit) => store.valueOf(unit)) } }
 }
 
 function countTargets(labels: Int32Array): number {
   let count = 0
   for (const label of labels) if (label !== ignoreIndex) count++
   return count
+}
+
+/** Tokens of each row of a store, all documents of its group together. */
+function groupLengths({ lengths, groupSize, numGroups }: TokenStore): Int32Array {
+  if (groupSize === 1) return lengths
+  return Int32Array.from({ length: numGroups }, (_, group) => {
+    let sum = 0
+    for (let i = 0; i < groupSize; i++) sum += lengths[group * groupSize + i]!
+    return sum
+  })
 }
 
 export class Loader {
@@ -100,6 +117,8 @@ export class Loader {
   readonly fingerprint: string
   readonly #options: LoaderOptions
   readonly #unitsPerStep: number
+  /** Tokens of each row of the store. */
+  readonly #lengths: Int32Array
   readonly #microBatchSize: number
   #epoch = 0
   #position = 0
@@ -131,14 +150,20 @@ export class Loader {
     if (curriculum && !(curriculum.startLength >= 2 && curriculum.fraction > 0 && curriculum.fraction <= 1)) {
       throw new Error('curriculum needs a startLength of at least 2 and a fraction above 0 and up to 1')
     }
+    let longestDocument = 0
+    for (const length of store.lengths) longestDocument = Math.max(longestDocument, length)
+    if (longestDocument > maxLength) {
+      throw new Error(
+        `the longest document has ${longestDocument} tokens and maxLength is ${maxLength}; prepare it again`,
+      )
+    }
+    this.#lengths = groupLengths(store)
     let longest = 0
-    for (const length of store.lengths) longest = Math.max(longest, length)
-    if (longest > maxLength)
-      throw new Error(`the longest document has ${longest} tokens and maxLength is ${maxLength}; prepare it again`)
+    for (const length of this.#lengths) longest = Math.max(longest, length)
     this.#options = options
     this.#microBatchSize = microBatchSize
     this.#unitsPerStep = microBatchSize * gradientAccumulationSteps
-    this.maxTokens = microBatchSize * (options.packing ? maxLength : longest)
+    this.maxTokens = microBatchSize * (options.packing ? maxLength * store.groupSize : longest)
     this.fingerprint = createHash('sha256')
       .update(
         JSON.stringify([
@@ -182,22 +207,22 @@ export class Loader {
     if (this.#units?.epoch === epoch) return this.#units.list
     const { store, seed, shuffle = true, curriculum } = this.#options
     const order = shuffle
-      ? permutation(store.numRows, seed, 'loader/documents', epoch)
-      : Uint32Array.from({ length: store.numRows }, (_, i) => i)
+      ? permutation(store.numGroups, seed, 'loader/documents', epoch)
+      : Uint32Array.from({ length: store.numGroups }, (_, i) => i)
     const list =
       curriculum && epoch === 0
         ? this.#byPhases(order, curriculum)
-        : this.#packed(order, this.#options.maxLength, epoch, 0)
+        : this.#packed(order, this.#options.maxLength * store.groupSize, epoch, 0)
     this.#units = { epoch, list }
     return list
   }
 
   #packed(order: Uint32Array, capacity: number, epoch: number, phase: number): number[][] {
-    const { store, seed, packing, shuffle = true } = this.#options
+    const { seed, packing, shuffle = true } = this.#options
     if (!packing) return Array.from(order, (document) => [document])
     const packs: number[][] = []
     for (let start = 0; start < order.length; start += packingWindow) {
-      packs.push(...packBestFit(order.subarray(start, start + packingWindow), store.lengths, capacity))
+      packs.push(...packBestFit(order.subarray(start, start + packingWindow), this.#lengths, capacity))
     }
     // Best fit leaves long documents first and the emptiest pack last.
     if (shuffle) new CounterRandom(seed, `loader/packs/${phase}`, epoch).shuffle(packs)
@@ -206,19 +231,20 @@ export class Loader {
 
   /** Phases of growing length, each with its share of the documents that are short enough; then all the rest. */
   #byPhases(order: Uint32Array, { startLength, fraction }: LengthCurriculum): number[][] {
-    const { store, maxLength } = this.#options
+    const { groupSize } = this.#options.store
+    const maxLength = this.#options.maxLength * groupSize
     const units: number[][] = []
     let rest = order
     const share = Math.ceil((order.length * fraction) / curriculumPhases)
     for (let phase = 0; phase < curriculumPhases; phase++) {
       const limit = Math.min(
         maxLength,
-        Math.round(startLength + ((maxLength - startLength) * phase) / curriculumPhases),
+        Math.round(startLength * groupSize + ((maxLength - startLength * groupSize) * phase) / curriculumPhases),
       )
       const taken: number[] = []
       const left: number[] = []
       for (const document of rest)
-        (taken.length < share && store.lengths[document]! <= limit ? taken : left).push(document)
+        (taken.length < share && this.#lengths[document]! <= limit ? taken : left).push(document)
       units.push(...this.#packed(Uint32Array.from(taken), limit, 0, phase))
       rest = Uint32Array.from(left)
     }

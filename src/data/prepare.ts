@@ -21,6 +21,7 @@ import { DataError } from './errors.js'
 import { checkMask } from './mask-checks.js'
 import { type LengthQuantiles, lengthQuantiles } from './quantiles.js'
 import type { RowSource } from './row-source.js'
+import { type GroupedRowType, isGrouped } from './row-types/grouped.js'
 import { detectRowType, type RowTypeName, rowTypes } from './row-types/index.js'
 import { type EncodeContext, type EncodedRow, ignoreIndex, type Row, type RowType } from './row-types/row-type.js'
 import { openTokenStore, type TokenStore } from './token-store.js'
@@ -49,6 +50,8 @@ export interface EncodeOptions {
   assistantTurns?: 'all' | 'last' | undefined
   /** End texts and completions with the end-of-sequence token (default true). */
   appendEos?: boolean | undefined
+  /** Which pairs several scored answers make: the best against the worst (default), or every two. */
+  pairs?: 'extremes' | 'all' | undefined
   /** Accept rows whose stop token is not trained. */
   allowUntrainedStop?: boolean | undefined
   templateVariables?: Record<string, unknown> | undefined
@@ -83,6 +86,12 @@ export interface DataReport {
   droppedTooLong: number
   droppedWithoutTarget: number
   droppedEmpty: number
+  /** Pairs or labelled completions, of preference data. */
+  groups?: number
+  /** Comparisons left out because neither side is better. */
+  ties?: number
+  /** Mean tokens of the documents of a group, in their order: chosen, rejected. */
+  meanLengths?: number[]
   /** Columns that no one reads. */
   ignoredColumns: string[]
   lengthQuantiles: LengthQuantiles
@@ -101,6 +110,9 @@ export interface PreparedTokens {
 export interface RowOutcome {
   documents: EncodedRow[]
   truncatedTokens: number
+  /** Of rows that make groups: the number of each. */
+  values?: number[]
+  ties?: number
   dropped?: 'droppedTooLong' | 'droppedWithoutTarget' | 'droppedEmpty'
 }
 
@@ -136,6 +148,7 @@ export class RowEncoder {
       template: options.template,
       assistantTurns: options.assistantTurns ?? 'all',
       appendEos: options.appendEos ?? true,
+      pairs: options.pairs,
       templateVariables: options.templateVariables,
     }
   }
@@ -150,6 +163,7 @@ export class RowEncoder {
   }
 
   encode(row: unknown, place: string): RowOutcome {
+    if (isGrouped(this.type)) return this.#encodeGroups(this.type, row, place)
     const { maxLength, truncation = 'keepStart' } = this.#options
     const whole = this.encodeWhole(row, place)
     const length = whole.inputIds.length
@@ -179,6 +193,71 @@ export class RowEncoder {
       ? { documents: [part], truncatedTokens: length - maxLength }
       : { documents: [], truncatedTokens: 0, dropped: 'droppedWithoutTarget' }
   }
+
+  #encodeGroups(type: GroupedRowType, row: unknown, place: string): RowOutcome {
+    const { maxLength, truncation = 'keepStart', tokenizer, allowUntrainedStop = false } = this.#options
+    const { groups, ties } = type.encodeGroups(row, place, this.#context)
+    const outcome: RowOutcome & { values: number[] } = { documents: [], values: [], truncatedTokens: 0, ties }
+    for (const { documents, value } of groups) {
+      for (const document of documents) checkMask(document, type, tokenizer, place, allowUntrainedStop)
+      checkSamePrompt(documents, place)
+      const tooLong = documents.reduce((sum, { inputIds }) => sum + Math.max(0, inputIds.length - maxLength), 0)
+      if (tooLong > 0 && truncation === 'error') {
+        const longest = Math.max(...documents.map(({ inputIds }) => inputIds.length))
+        throw new DataError(
+          place,
+          `has ${longest} tokens and maxLength is ${maxLength}; raise it, or set \`truncation\``,
+        )
+      }
+      if (tooLong > 0 && truncation === 'drop') {
+        outcome.dropped = 'droppedTooLong'
+        continue
+      }
+      const kept =
+        tooLong > 0 ? cutGroup(documents, maxLength, truncation === 'keepEnd' ? truncation : 'keepStart') : documents
+      if (!kept) {
+        outcome.dropped = 'droppedWithoutTarget'
+        continue
+      }
+      const tokensOf = (all: EncodedRow[]) => all.reduce((sum, { inputIds }) => sum + inputIds.length, 0)
+      outcome.truncatedTokens += tokensOf(documents) - tokensOf(kept)
+      outcome.documents.push(...kept)
+      outcome.values.push(value)
+    }
+    return outcome
+  }
+}
+
+/** @throws where the sides of a pair do not answer the same tokens */
+function checkSamePrompt([first, ...others]: EncodedRow[], place: string): void {
+  const length = promptLength(first!)
+  for (const other of others) {
+    if (
+      promptLength(other) === length &&
+      first!.inputIds.subarray(0, length).every((id, i) => id === other.inputIds[i])
+    )
+      continue
+    throw new DataError(
+      place,
+      'the prompt becomes other tokens before one answer than before the other; begin both answers alike (with a space, or a letter), or end the prompt with white space',
+    )
+  }
+}
+
+/** Tokens before the first trained one. */
+function promptLength({ labels }: EncodedRow): number {
+  const first = labels.findIndex((label) => label !== ignoreIndex)
+  return first < 0 ? labels.length : first
+}
+
+/** The sides of a group cut to `maxLength`; undefined where one of them loses all that is trained. */
+function cutGroup(documents: EncodedRow[], maxLength: number, keep: 'keepStart' | 'keepEnd'): EncodedRow[] | undefined {
+  const longest = Math.max(...documents.map(({ inputIds }) => inputIds.length))
+  // From the prompt as much on both sides, so that they still answer the same one
+  const start = keep === 'keepEnd' ? Math.max(0, longest - maxLength) : 0
+  if (start > promptLength(documents[0]!)) return undefined
+  const parts = documents.map((document) => cut(document, start, Math.min(document.inputIds.length, start + maxLength)))
+  return parts.every((part) => countTargets(part) > 0) ? parts : undefined
 }
 
 /** Gathers documents and writes them by record batch. */
@@ -188,24 +267,27 @@ class BatchWriter {
   readonly #labels: Int32Array
   readonly #offsets = new Int32Array(batchRows + 1)
   readonly #rows = new Int32Array(batchRows)
+  readonly #values: Float64Array | undefined
   // As bytes: strings that wait for the flush would end up in the old generation.
   #places = Buffer.alloc(batchRows * 32)
   readonly #placeOffsets = new Int32Array(batchRows + 1)
   #count = 0
 
-  constructor(writer: import('./arrow.js').TokenFileWriter, maxLength: number) {
+  constructor(writer: import('./arrow.js').TokenFileWriter, maxLength: number, hasValues: boolean) {
     this.#writer = writer
+    this.#values = hasValues ? new Float64Array(batchRows) : undefined
     this.#inputIds = new Int32Array(batchTokens + maxLength)
     this.#labels = new Int32Array(batchTokens + maxLength)
   }
 
-  add(document: EncodedRow, row: number, place: string): void {
+  add(document: EncodedRow, row: number, place: string, value = Number.NaN): void {
     const count = this.#count++
     const offset = this.#offsets[count]!
     this.#inputIds.set(document.inputIds, offset)
     this.#labels.set(document.labels, offset)
     this.#offsets[count + 1] = offset + document.inputIds.length
     this.#rows[count] = row
+    if (this.#values) this.#values[count] = value
     const placeAt = this.#placeOffsets[count]!
     while (placeAt + place.length * 3 > this.#places.length) this.#places = Buffer.concat([this.#places, this.#places])
     this.#placeOffsets[count + 1] = placeAt + this.#places.write(place, placeAt)
@@ -224,6 +306,7 @@ class BatchWriter {
       rows: this.#rows.subarray(0, numRows),
       places: this.#places.subarray(0, this.#placeOffsets[numRows]!),
       placeOffsets: this.#placeOffsets.subarray(0, numRows + 1),
+      ...(this.#values ? { values: this.#values.subarray(0, numRows) } : {}),
     })
     this.#count = 0
   }
@@ -243,6 +326,7 @@ function cacheKey(sourceHash: string, type: RowTypeName, options: EncodeOptions)
     options.appendEos ?? true,
     options.allowUntrainedStop ?? false,
     options.templateVariables ?? null,
+    ...(options.pairs ? [options.pairs] : []),
   ]
   return createHash('sha256').update(JSON.stringify(parts)).digest('hex')
 }
@@ -271,7 +355,12 @@ export async function prepareTokens(options: PrepareOptions): Promise<PreparedTo
   removeLeftovers(cacheDir)
   const { TokenFileWriter } = await import('./arrow.js')
   const temporary = join(cacheDir, `.${key}.${process.pid}.${Date.now().toString(36)}`)
-  const writer = new TokenFileWriter(temporary, { espalier: String(cacheVersion), key, source: source.name })
+  const grouped = isGrouped(encoder.type) ? encoder.type : undefined
+  const { groupSize = 1, valueName } = grouped ?? {}
+  const metadata = { espalier: String(cacheVersion), key, source: source.name }
+  const groupMetadata: Record<string, string> =
+    valueName === undefined ? {} : { groupSize: String(groupSize), valueName }
+  const writer = new TokenFileWriter(temporary, { ...metadata, ...groupMetadata }, grouped !== undefined)
   const report: DataReport = {
     source: source.name,
     type,
@@ -291,7 +380,9 @@ export async function prepareTokens(options: PrepareOptions): Promise<PreparedTo
     lengthQuantiles: lengthQuantiles(new Int32Array(0)),
     maxLength: options.maxLength,
   }
-  const batches = new BatchWriter(writer, options.maxLength)
+  const batches = new BatchWriter(writer, options.maxLength, grouped !== undefined)
+  const groupTokens = new Array<number>(groupSize).fill(0)
+  let ties = 0
   const ignored = new Set<string>()
   const known = new Set([...encoder.type.columns, ...encoder.type.optionalColumns])
   let lengths = new Int32Array(1024)
@@ -300,7 +391,8 @@ export async function prepareTokens(options: PrepareOptions): Promise<PreparedTo
   try {
     for await (const { row, place } of source.rows()) {
       const outcome = encoder.encode(row, place)
-      for (const document of outcome.documents) {
+      for (const [i, document] of outcome.documents.entries()) {
+        groupTokens[i % groupSize]! += document.inputIds.length
         if (report.rows === lengths.length) {
           const grown = new Int32Array(lengths.length * 2)
           grown.set(lengths)
@@ -309,14 +401,15 @@ export async function prepareTokens(options: PrepareOptions): Promise<PreparedTo
         lengths[report.rows++] = document.inputIds.length
         report.tokens += document.inputIds.length
         report.targetTokens += countTargets(document)
-        batches.add(document, report.sourceRows, place)
+        batches.add(document, report.sourceRows, place, outcome.values?.[Math.floor(i / groupSize)])
       }
       if (outcome.dropped) {
         report.dropped++
         report[outcome.dropped]++
       }
       if (outcome.truncatedTokens > 0) report.truncated++
-      if (outcome.documents.length > 1) report.split++
+      if (!grouped && outcome.documents.length > 1) report.split++
+      ties += outcome.ties ?? 0
       report.truncatedTokens += outcome.truncatedTokens
       if (ignored.size < 64) for (const column of Object.keys(row as Row)) if (!known.has(column)) ignored.add(column)
       if (++report.sourceRows % 256 === 0) {
@@ -343,6 +436,11 @@ export async function prepareTokens(options: PrepareOptions): Promise<PreparedTo
     throw error
   }
   report.maskedTokens = report.tokens - report.targetTokens
+  if (grouped) {
+    report.groups = report.rows / groupSize
+    report.ties = ties
+    report.meanLengths = groupTokens.map((tokens) => tokens / report.groups!)
+  }
   report.ignoredColumns = [...ignored]
   report.lengthQuantiles = lengthQuantiles(lengths.subarray(0, report.rows))
   renameSync(temporary, path)

@@ -10,17 +10,30 @@ export class TokenStore {
   readonly numRows: number
   /** Tokens of each document. */
   readonly lengths: Int32Array
+  /** Documents that belong together: 2 of pairs, the chosen one first. */
+  readonly groupSize: number
+  /** What the number of each row is, where rows carry one. */
+  readonly valueName: string | undefined
   readonly #file: number
   readonly #regions: TokenRegion[]
   /** First document of each region, and the number of documents last. */
   readonly #starts: number[]
 
-  constructor(path: string, regions: TokenRegion[]) {
+  /** @throws where the file ends inside a group */
+  constructor(path: string, regions: TokenRegion[], metadata: ReadonlyMap<string, string> = new Map()) {
     this.path = path
+    this.groupSize = Number(metadata.get('groupSize') ?? 1)
+    this.valueName = metadata.get('valueName')
     this.#regions = regions
     this.#starts = [0]
     for (const region of regions) this.#starts.push(this.#starts.at(-1)! + region.numRows)
     this.numRows = this.#starts.at(-1)!
+    if (!(this.groupSize === 1 || this.groupSize === 2) || this.numRows % this.groupSize !== 0) {
+      throw new DataError(path, 'ends inside a group of documents; delete it and it will be made again')
+    }
+    if (this.valueName !== undefined && regions.some(({ values }) => !values)) {
+      throw new DataError(path, `lacks its column of ${this.valueName}; delete it and it will be made again`)
+    }
     this.lengths = new Int32Array(this.numRows)
     for (const [r, { offsets, numRows }] of regions.entries()) {
       for (let i = 0; i < numRows; i++) this.lengths[this.#starts[r]! + i] = offsets[i + 1]! - offsets[i]!
@@ -60,6 +73,16 @@ export class TokenStore {
     }
   }
 
+  get numGroups(): number {
+    return this.numRows / this.groupSize
+  }
+
+  /** The number that a group carries; NaN where rows carry none. */
+  valueOf(group: number): number {
+    const { region, index } = this.#locate(group * this.groupSize)
+    return region.values?.[index] ?? Number.NaN
+  }
+
   /** The number of the row of the source that a document came from. */
   sourceRow(row: number): number {
     const { region, index } = this.#locate(row)
@@ -84,8 +107,8 @@ export class TokenStore {
 export async function openTokenStore(path: string): Promise<TokenStore> {
   const { readTokenFileIndex } = await import('./arrow.js')
   try {
-    const { regions } = await readTokenFileIndex(path)
-    return new TokenStore(path, regions)
+    const { regions, metadata } = await readTokenFileIndex(path)
+    return new TokenStore(path, regions, metadata)
   } catch (error) {
     if (error instanceof DataError) throw error
     throw new DataError(path, `${messageOf(error)}; delete it and it will be made again`, { cause: error })

@@ -36,6 +36,8 @@ export interface LoadOptions {
   allowPartial?: boolean
   /** The adapter is that of a reward or value model: its scalar head reads hidden states of this size. */
   scoreFeatures?: number | undefined
+  /** A head that is missing is an error; otherwise it is left at zero and named among the missing. */
+  needsScore?: boolean
 }
 
 const formatOfDtype: Record<string, 'f32' | 'f16' | 'bf16'> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
@@ -108,14 +110,22 @@ export function loadAdapter(dir: string, linears: readonly LinearSize[], options
       missing: [...names].filter((name) => !file.tensors.has(name)),
       unexpected: [...file.tensors.keys()].filter((name) => !names.has(name)),
     }
-    checkReport(report, path, options.allowPartial ?? false)
+    const score = wanted.tensors.find(({ kind }) => kind === 'score')?.name
+    const isOptional = (name: string) => name === score && !options.needsScore
+    checkReport(
+      { ...report, missing: report.missing.filter((name) => !isOptional(name)) },
+      path,
+      options.allowPartial ?? false,
+    )
     const missing = new Set(report.missing)
     const isWhole = (target: LinearSize) =>
       Object.values(peftNames).every((nameOf) => !missing.has(nameOf(target.path)))
-    const layout = missing.size === 0 ? wanted : layoutAdapter(targets.filter(isWhole), shape)
+    const isWanted = [...missing].every(isOptional)
+    const layout = isWanted ? wanted : layoutAdapter(targets.filter(isWhole), shape)
     if (layout.tensors.length === 0) throw new FormatError(path, 'tensors', 'no linear has all of its tensors')
     const values = new Float32Array(layout.length)
-    for (const tensor of layout.tensors) readTensor(file, tensor, viewTensor(values, tensor))
+    for (const tensor of layout.tensors)
+      if (!missing.has(tensor.name)) readTensor(file, tensor, viewTensor(values, tensor))
     return { ...config, dir, layout, values, report }
   } finally {
     file.close()

@@ -21,21 +21,36 @@ interface Definition {
   valueType?: Schema
   options?: Schema[]
   shape?: Record<string, Schema>
+  /** Of a discriminated union: the key whose value chooses the option. */
+  discriminator?: string
 }
 
 const definitionOf = (schema: Schema): Definition => schema._zod.def as unknown as Definition
 
-/** The object schemas that a schema may stand for. */
-function objectsOf(schema: Schema): Definition[] {
+/** The options of a union that a value may be one of: of a discriminated union the one that it names. */
+function optionsFor({ options = [], discriminator }: Definition, value: unknown): Schema[] {
+  if (discriminator === undefined) return options
+  const named = (value as Record<string, unknown> | undefined)?.[discriminator]
+  const chosen = options.filter((option) =>
+    objectsOf(option).some(({ shape }) => {
+      const { values } = definitionOf(shape![discriminator]!) as unknown as { values?: unknown[] }
+      return values?.includes(named)
+    }),
+  )
+  return chosen.length > 0 ? chosen : options
+}
+
+/** The object schemas that a schema may stand for, given the value where it is known. */
+function objectsOf(schema: Schema, value?: unknown): Definition[] {
   const definition = definitionOf(schema)
   if (definition.shape) return [definition]
   const inner = definition.innerType ?? definition.in
-  if (inner) return objectsOf(inner)
-  return (definition.options ?? []).flatMap(objectsOf)
+  if (inner) return objectsOf(inner, value)
+  return optionsFor(definition, value).flatMap((option) => objectsOf(option, value))
 }
 
-/** The schemas at one more key. */
-function childrenOf(schema: Schema, key: PropertyKey): Schema[] {
+/** The schemas at one more key of a value. */
+function childrenOf(schema: Schema, key: PropertyKey, value?: unknown): Schema[] {
   const definition = definitionOf(schema)
   if (definition.shape) {
     const child = Object.hasOwn(definition.shape, key) ? definition.shape[String(key)] : undefined
@@ -44,15 +59,19 @@ function childrenOf(schema: Schema, key: PropertyKey): Schema[] {
   if (definition.element) return [definition.element]
   if (definition.valueType) return [definition.valueType]
   const inner = definition.innerType ?? definition.in
-  if (inner) return childrenOf(inner, key)
-  return (definition.options ?? []).flatMap((option) => childrenOf(option, key))
+  if (inner) return childrenOf(inner, key, value)
+  return optionsFor(definition, value).flatMap((option) => childrenOf(option, key, value))
 }
 
-/** Keys that are known at a path. */
-export function knownKeys(schema: Schema, path: readonly PropertyKey[]): string[] {
+/** Keys that are known at a path of the input. */
+export function knownKeys(schema: Schema, path: readonly PropertyKey[], input?: unknown): string[] {
   let at = [schema]
-  for (const key of path) at = at.flatMap((inner) => childrenOf(inner, key))
-  return [...new Set(at.flatMap(objectsOf).flatMap(({ shape }) => Object.keys(shape!)))]
+  let value = input
+  for (const key of path) {
+    at = at.flatMap((inner) => childrenOf(inner, key, value))
+    value = (value as Record<PropertyKey, unknown> | null | undefined)?.[key]
+  }
+  return [...new Set(at.flatMap((inner) => objectsOf(inner, value)).flatMap(({ shape }) => Object.keys(shape!)))]
 }
 
 /** Every dotted path of a schema, for a key that stands in the wrong place. */
@@ -65,8 +84,8 @@ function allPaths(schema: Schema, prefix: string[] = []): string[][] {
 
 const dotted = (path: readonly PropertyKey[]) => path.map(String).join('.')
 
-function unknownKey(schema: Schema, path: readonly PropertyKey[], key: string): string {
-  const keys = knownKeys(schema, path)
+function unknownKey(schema: Schema, path: readonly PropertyKey[], key: string, input: unknown): string {
+  const keys = knownKeys(schema, path, input)
   const where = path.length > 0 ? `${dotted(path)}.${key}` : key
   const meant = nearest(key, keys)
   if (meant !== undefined) return `${where}: unknown key; did you mean "${meant}"?`
@@ -109,7 +128,7 @@ function describe(schema: Schema, input: unknown, issue: Issue): string[] {
   const value = valueAt(input, issue.path)
   switch (issue.code) {
     case 'unrecognized_keys':
-      return issue.keys.map((key) => unknownKey(schema, issue.path, key))
+      return issue.keys.map((key) => unknownKey(schema, issue.path, key, input))
     case 'invalid_value':
       return [notAmong(where, value, issue.values)]
     case 'invalid_union': {
@@ -137,7 +156,7 @@ function optionsOf(schema: Schema, path: readonly PropertyKey[], discriminator: 
     at = at.flatMap((inner) => childrenOf(inner, key))
   }
   return at
-    .flatMap(objectsOf)
+    .flatMap((inner) => objectsOf(inner))
     .flatMap(({ shape }) => (definitionOf(shape![discriminator]!) as unknown as { values?: string[] }).values ?? [])
 }
 

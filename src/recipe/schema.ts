@@ -58,6 +58,8 @@ export const dataSchema = z.strictObject({
   /** End texts and completions with the end-of-sequence token; default true. */
   appendEos: z.boolean().optional(),
   allowUntrainedStop: z.boolean().optional(),
+  /** Which pairs rows of several scored answers make: the best against the worst (default), or every two. */
+  pairs: z.enum(['extremes', 'all']).optional(),
   /** Jinja source in place of the base's own template. */
   chatTemplate: z.string().min(1).optional(),
   templateVariables: z.record(z.string(), z.unknown()).optional(),

@@ -1,7 +1,7 @@
 // The adapter of a run: fresh LoRA weights or a start adapter from a PEFT folder, laid out over the base (stop 9).
 
 import { weightTensors } from '../compiler/ops/weight.js'
-import { initAdapter, type LoraLayout, layoutAdapter } from '../models/adapter-layout.js'
+import { initAdapter, type LoraLayout, layoutAdapter, viewTensor } from '../models/adapter-layout.js'
 import type { OpenedBase } from '../models/base-directory.js'
 import { BinaryFile } from '../models/binary-file.js'
 import { storedFormats } from '../models/formats/index.js'
@@ -9,6 +9,7 @@ import { architectureOf } from '../models/index.js'
 import { type LoraConfig, loraDefaults } from '../models/lora-config.js'
 import { resolveTargets } from '../models/lora-targets.js'
 import { loadAdapter, saveAdapter } from '../models/peft.js'
+import type { FrozenAdapter } from './scorer.js'
 
 export interface RunAdapter {
   readonly lora: LoraConfig
@@ -58,13 +59,16 @@ export interface OpenAdapterOptions {
   seed: number
   /** For `base_model_name_or_path`. */
   baseName: string
+  /** With a scalar head: a reward or value model. A start adapter without one gets a fresh one. */
+  hasScore?: boolean
 }
 
 /** Lays out the adapter of a run. @throws where the start adapter contradicts the recipe or does not fit the base */
 export function openAdapter(base: OpenedBase, options: OpenAdapterOptions): RunAdapter {
   const linears = architectureOf(base.config.modelType).linears(base.config)
+  const scoreFeatures = options.hasScore ? base.config.hiddenSize : undefined
   if (options.startAdapter !== undefined) {
-    const loaded = loadAdapter(options.startAdapter, linears)
+    const loaded = loadAdapter(options.startAdapter, linears, { scoreFeatures })
     for (const key of ['rank', 'alpha', 'useRslora', 'useDora'] as const) {
       const asked = options.lora[key]
       if (asked !== undefined && asked !== loaded.lora[key]) {
@@ -75,10 +79,15 @@ export function openAdapter(base: OpenedBase, options: OpenAdapterOptions): RunA
     }
     const dropout = options.lora.dropout ?? loaded.lora.dropout
     const layout = { ...loaded.layout, adapter: { ...loaded.layout.adapter, dropout } }
-    return adapterOf({ ...loaded.lora, dropout }, layout, options.baseName, (params) => params.set(loaded.values))
+    return adapterOf({ ...loaded.lora, dropout }, layout, options.baseName, (params) => {
+      initAdapter(layout, params, { seed: options.seed, rowNorms: (path) => baseRowNorms(base, path) })
+      const fresh = new Set(loaded.report.missing)
+      for (const tensor of layout.tensors)
+        if (!fresh.has(tensor.name)) viewTensor(params, tensor).set(viewTensor(loaded.values, tensor))
+    })
   }
   const lora = { ...loraDefaults, ...options.lora }
-  const layout = layoutAdapter(resolveTargets(lora, linears), lora)
+  const layout = layoutAdapter(resolveTargets(lora, linears), { ...lora, scoreFeatures })
   return adapterOf(lora, layout, options.baseName, (params) =>
     initAdapter(layout, params, {
       seed: options.seed,
@@ -86,6 +95,14 @@ export function openAdapter(base: OpenedBase, options: OpenAdapterOptions): RunA
       rowNorms: (path) => baseRowNorms(base, path),
     }),
   )
+}
+
+/** An adapter that stays as it is; with `hasScore` that of a reward or value model. @throws where it does not fit the base */
+export function openFrozen(base: OpenedBase, folder: string, options: { hasScore?: boolean } = {}): FrozenAdapter {
+  const linears = architectureOf(base.config.modelType).linears(base.config)
+  const scoreFeatures = options.hasScore ? base.config.hiddenSize : undefined
+  const { layout, values } = loadAdapter(folder, linears, { scoreFeatures, needsScore: true })
+  return { shape: { ...layout.adapter, dropout: 0 }, values }
 }
 
 function adapterOf(lora: LoraConfig, layout: LoraLayout, baseModel: string, fill: RunAdapter['fill']): RunAdapter {

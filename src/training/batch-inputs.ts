@@ -7,6 +7,11 @@ import { type MicroBatch, targetsOf } from './program.js'
 /** Sizes of the symbolic dimensions: tokens N, labelled rows M, documents + 1 S, and an objective's own. */
 export type Dims = Readonly<Record<string, number>> & { readonly N: number; readonly M: number; readonly S: number }
 
+/** The sizes of a micro-batch. */
+export function sizesOf(batch: MicroBatch): Dims {
+  return { ...batch.dims, N: batch.inputIds.length, M: targetsOf(batch).rows.length, S: batch.cuSeqlens.length }
+}
+
 /**
  * Copies ids, positions, document bounds, labelled rows and labels.
  * @param most what the program was compiled for
@@ -15,7 +20,7 @@ export type Dims = Readonly<Record<string, number>> & { readonly N: number; read
  */
 export function fillBatch(program: BoundProgram, batch: MicroBatch, most: Dims): Dims {
   const { rows, labels } = targetsOf(batch)
-  const dims = { ...batch.dims, N: batch.inputIds.length, M: rows.length, S: batch.cuSeqlens.length }
+  const dims = sizesOf({ ...batch, targets: { rows, labels } })
   if (dims.N > most.N) throw new Error(`a micro-batch of ${dims.N} tokens; the step was compiled for ${most.N}`)
   if (dims.M > most.M) throw new Error(`${dims.M} targets in a micro-batch; compiled for ${most.M}`)
   if (dims.S > most.S) throw new Error(`${dims.S - 1} documents in a micro-batch; compiled for ${most.S - 1}`)

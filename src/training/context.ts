@@ -58,13 +58,23 @@ export interface PrepareOptions {
   signal?: AbortSignal
 }
 
+export interface HeldOutGroup {
+  readonly documents: Document[]
+  readonly numbers: Readonly<Record<string, number>>
+}
+
 export interface PreparedRun {
   readonly program: TrainProgram
   readonly loader: StepLoader
   readonly totalSteps: number
   /** Tokens of the largest micro-batch: buffers are made for it, evaluation stays below it. */
   readonly maxTokens: number
-  readonly heldOut: { readonly documents: Document[]; readonly choices: ChoiceRow[] }
+  readonly heldOut: {
+    readonly documents: Document[]
+    readonly choices: ChoiceRow[]
+    /** Rows of preference data: pairs (chosen, rejected), or single completions. */
+    readonly groups: HeldOutGroup[]
+  }
   /** Where documents of a batch came from, for messages. */
   placesOf?(documents: number[]): string[]
   readonly base: string

@@ -231,7 +231,8 @@ export async function trainOffline(options: OfflineLoopOptions): Promise<Offline
     }
     const metrics = options.measureStep?.(microBatches, results)
     const documents = microBatches.reduce((sum, { cuSeqlens }) => sum + cuSeqlens.length - 1, 0)
-    const flops = tokens * program.flopsPerToken(tokens / Math.max(1, documents))
+    const labelled = results.reduce((sum, result) => sum + result.tokens, 0)
+    const flops = tokens * program.flopsPerToken(tokens / Math.max(1, documents), labelled / tokens)
     emit({
       type: 'step',
       step,

@@ -13,6 +13,7 @@ import {
   fileSource,
   type HeldOutQuestion,
   heldOutDocuments,
+  heldOutGroups,
   Loader,
   type Metric,
   prepareStore,
@@ -26,15 +27,16 @@ import {
 } from '../data/index.js'
 import { generateTokens } from '../inference/generate.js'
 import { InferenceSession } from '../inference/session.js'
-import { openBase } from '../models/base-directory.js'
+import { type OpenedBase, openBase } from '../models/base-directory.js'
 import { cacheFolder, prepareBase } from '../models/fetch.js'
 import type { ImportFormatName } from '../models/import.js'
 import { loadBase } from '../models/loaded-base.js'
 import type { LoraConfig } from '../models/lora-config.js'
 import { openRuntime, type Runtime, type RuntimeOptions } from '../runtime/index.js'
-import { openAdapter } from './adapter.js'
-import type { PreparedRun, PrepareOptions, ResolvedRecipe, RunContext } from './context.js'
+import { openAdapter, openFrozen } from './adapter.js'
+import type { HeldOutGroup, PreparedRun, PrepareOptions, ResolvedRecipe, RowUnit, RunContext } from './context.js'
 import type { ChoiceRow, Document } from './evaluate.js'
+import type { FrozenAdapter } from './scorer.js'
 import { openTrainProgram } from './step.js'
 import { packageVersion } from './version.js'
 
@@ -45,6 +47,8 @@ export interface EncodingOptions {
   assistantTurns?: 'all' | 'last'
   appendEos?: boolean
   allowUntrainedStop?: boolean
+  /** Which pairs several scored answers make. */
+  pairs?: 'extremes' | 'all'
   /** Jinja source in place of the base's own template. */
   chatTemplate?: string
   templateVariables?: Record<string, unknown>
@@ -112,6 +116,7 @@ export interface PreparedData {
   heldOutReport: DataReport | undefined
   documents: Document[]
   choices: ChoiceRow[]
+  groups: HeldOutGroup[]
   /** The held-out rows as questions; empty where they have no answers. */
   questions(maxRows?: number): Promise<HeldOutQuestion[]>
   tokenizer: Tokenizer
@@ -131,7 +136,7 @@ export function openTokenizer(base: { tokenizerJson: unknown; tokenizerConfig: u
 export async function prepareData(
   base: { tokenizerJson: unknown; tokenizerConfig: unknown },
   data: DataOptions,
-  options: Pick<PrepareOptions, 'maxLength' | 'seed' | 'maxEvaluationRows' | 'signal'>,
+  options: Pick<PrepareOptions, 'maxLength' | 'seed' | 'maxEvaluationRows' | 'signal'> & { rows?: RowUnit },
   emit: RunContext['emit'],
 ): Promise<PreparedData> {
   const { maxLength, seed, maxEvaluationRows, signal } = options
@@ -146,6 +151,7 @@ export async function prepareData(
     assistantTurns: data.assistantTurns,
     appendEos: data.appendEos,
     allowUntrainedStop: data.allowUntrainedStop,
+    pairs: data.pairs,
     templateVariables: data.templateVariables,
   }
   const prepare = (source: RowSource, task: string) =>
@@ -157,7 +163,9 @@ export async function prepareData(
       onProgress: ({ done, total }) =>
         emit({ type: 'progress', task, done, ...(total ? { total } : {}), unit: 'rows' }),
     })
+  const unit = options.rows ?? 'documents'
   const train = await prepare(sources.train, 'tokenizing')
+  checkUnit(train.store, train.report, unit)
   reportLosses(train.report, maxLength, emit)
   const result: PreparedData = {
     store: train.store,
@@ -165,6 +173,7 @@ export async function prepareData(
     heldOutReport: undefined,
     documents: [],
     choices: [],
+    groups: [],
     async questions(maxRows = Number.POSITIVE_INFINITY) {
       const found: HeldOutQuestion[] = []
       if (!sources.heldOut || !(await hasHeldOut(data, seed))) return found
@@ -205,9 +214,30 @@ export async function prepareData(
   const heldOut = await prepare(sources.heldOut, 'tokenizing held-out rows')
   result.heldOutReport = heldOut.report
   result.hashes.heldOut = heldOut.key
-  result.documents = heldOutDocuments(heldOut.store, maxEvaluationRows)
+  checkUnit(heldOut.store, heldOut.report, unit)
+  if (unit === 'documents') result.documents = heldOutDocuments(heldOut.store, maxEvaluationRows)
+  else result.groups = heldOutGroups(heldOut.store, maxEvaluationRows)
   heldOut.store.close()
   return result
+}
+
+/** What a stage can learn from, by what a row of the data is. */
+const units: Record<RowUnit, { fits(store: TokenStore): boolean; wanted: string }> = {
+  documents: {
+    fits: ({ valueName }) => valueName === undefined,
+    wanted: 'texts, prompts with completions, or conversations',
+  },
+  pairs: {
+    fits: ({ groupSize }) => groupSize === 2,
+    wanted: 'pairs {prompt, chosen, rejected}, or scored completions',
+  },
+  unpaired: { fits: ({ valueName }) => valueName === 'label', wanted: '{prompt, completion, label}' },
+}
+
+/** @throws where the rows are not what the stage learns from */
+function checkUnit(store: TokenStore, { source, type }: DataReport, unit: RowUnit): void {
+  if (units[unit].fits(store)) return
+  throw new Error(`${source}: its rows are of type ${type}, and this stage learns from ${units[unit].wanted}`)
 }
 
 /** Truncation and drops are said aloud (design §10). */
@@ -218,6 +248,16 @@ function reportLosses(report: DataReport, maxLength: number, emit: RunContext['e
     emit({ type: 'warning', message })
   }
   if (dropped > 0) emit({ type: 'warning', message: `${dropped} of ${sourceRows} rows were left out` })
+}
+
+/** The frozen model that log-probabilities are compared with; null: the base alone; undefined: none. */
+function openReference(base: OpenedBase, options: PrepareOptions): FrozenAdapter | null | undefined {
+  const { reference, startAdapter } = options
+  if (reference === undefined) return undefined
+  if (reference === 'base') return null
+  const folder = reference === 'start' ? startAdapter : reference.adapter
+  if (folder === undefined) throw new Error("stage.reference is 'start', and stage.startAdapter names no adapter")
+  return openFrozen(base, folder)
 }
 
 /** Opens everything that a run of the recipe needs. */
@@ -264,6 +304,7 @@ export async function prepareRun(
       0,
       ...data.documents.map(({ ids }) => ids.length),
       ...data.choices.map(({ prompt, choices }) => prompt.length + Math.max(...choices.map((ids) => ids.length))),
+      ...data.groups.map(({ documents }) => documents.reduce((sum, { ids }) => sum + ids.length, 0)),
     )
     const maxTokens = Math.max(loader.maxTokens, longest)
     const base = await loadBase(runtime, opened)
@@ -273,7 +314,9 @@ export async function prepareRun(
       startAdapter: options.startAdapter,
       seed: options.seed,
       baseName: opened.source.name,
+      hasScore: options.objective.head === 'score',
     })
+    const reference = openReference(opened, options)
     emit({ type: 'progress', task: 'compiling', done: 0, total: 1, unit: 'programs' })
     const program = await openTrainProgram({
       base,
@@ -281,6 +324,7 @@ export async function prepareRun(
       adapter: adapter.layout.adapter,
       objective: options.objective,
       maxDims: options.maxDims,
+      ...(reference === undefined ? {} : { reference }),
       maxTokens,
       precision: options.precision,
       recompute: options.recompute,
@@ -299,7 +343,7 @@ export async function prepareRun(
       data,
       totalSteps: loader.totalSteps,
       maxTokens,
-      heldOut: { documents: data.documents, choices: data.choices },
+      heldOut: { documents: data.documents, choices: data.choices, groups: data.groups },
       placesOf: (documents) => documents.map((document) => data.store.placeOf(document)),
       base: found.name,
       device: `${info.provider} ${info.isa ?? 'stock'}, ${info.threads} threads`,

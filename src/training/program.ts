@@ -28,6 +28,10 @@ export interface MicroBatch {
   cuSeqlens: Int32Array // [documents + 1]
   /** Dataset rows of the documents, for error messages and randomness. */
   documents?: number[]
+  /** Rows of preference data: their numbers, of which each has one document or two (chosen, rejected) here. */
+  groups?: number[]
+  /** Values of each of these rows, such as `margin` or `label`. */
+  numbers?: Readonly<Record<string, ArrayLike<number>>>
   /** Inputs of the objective beside the tokens, by name, and the sizes of their dimensions beside N, M and S. */
   inputs?: Readonly<Record<string, Float32Array>>
   dims?: Readonly<Record<string, number>>
@@ -97,13 +101,18 @@ export interface TrainProgram {
   readonly grads: Float32Array
   /** Forward and backward of one micro-batch; adds its gradients into `grads`. */
   accumulate(batch: MicroBatch, options: AccumulateOptions): Promise<AccumulateResult>
+  /** Forward only: what `accumulate` would give, without dropout and without gradients. */
+  evaluate(batch: MicroBatch, options: { lossScale: number }): Promise<AccumulateResult>
   /** Clips and applies the optimizer; `gradNorm` is the norm before clipping. A non-finite norm changes nothing. */
   update(hyper: UpdateHyper): Promise<{ gradNorm: number }>
   /** Forward only; by default with the adapter in training. */
   score(batch: MicroBatch, options?: { model?: ScoredModel }): Promise<ScoreResult>
   /** Bytes of all planned buffers, weights' mapping included. */
   readonly plannedBytes: number
-  /** Floating-point operations per token of one optimizer step over a document of `tokens`. */
-  flopsPerToken(tokens: number): number
+  /**
+   * Floating-point operations per token of one optimizer step over documents of `tokens`, of which `labelledShare` (by
+   * default all) go through the head.
+   */
+  flopsPerToken(tokens: number, labelledShare?: number): number
   close(): void
 }

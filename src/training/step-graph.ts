@@ -20,8 +20,28 @@ export function trainGraph(
   trace: TraceOptions,
   objective: Objective,
 ): Graph {
+  const { g, total } = objectiveGraph(architecture, graph, { ...trace, training: true }, objective)
+  const seed = g.at({ block: 'head', phase: 'backward' }, () => scalar(g, 1, total.dtype))
+  const parameters = new Set([...(trace.adapter?.linears.keys() ?? []), scorePath].map(adapterLeafName))
+  const trained = g.leaves.filter((v) => v.leaf && parameters.has(v.leaf.name))
+  if (trained.length === 0) throw new Error('no linear of this model carries an adapter: there is nothing to train')
+  backward(g, new Map([[total, seed]]), trained, { accumulate: true })
+  return g
+}
+
+/** The forward part alone, with the same outputs. */
+export function evaluationGraph(
+  architecture: Architecture,
+  graph: GraphOptions,
+  trace: TraceOptions,
+  objective: Objective,
+): Graph {
+  return objectiveGraph(architecture, graph, trace, objective).g
+}
+
+function objectiveGraph(architecture: Architecture, graph: GraphOptions, trace: TraceOptions, objective: Objective) {
   const g = new Graph(graph)
-  const ctx = new ModelContext(g, { ...trace, training: true })
+  const ctx = new ModelContext(g, trace)
   const hidden = architecture.build(ctx)
   const heads = objective.head === 'score' ? scoreHead(ctx, hidden) : logProbHead(ctx, hidden, objective.temperature)
   const total = g.in('head', () => {
@@ -35,12 +55,7 @@ export function trainGraph(
     g.output('loss', value)
     return value
   })
-  const seed = g.at({ block: 'head', phase: 'backward' }, () => scalar(g, 1, total.dtype))
-  const parameters = new Set([...(trace.adapter?.linears.keys() ?? []), scorePath].map(adapterLeafName))
-  const trained = g.leaves.filter((v) => v.leaf && parameters.has(v.leaf.name))
-  if (trained.length === 0) throw new Error('no linear of this model carries an adapter: there is nothing to train')
-  backward(g, new Map([[total, seed]]), trained, { accumulate: true })
-  return g
+  return { g, total }
 }
 
 type HeadValues = Partial<Pick<ObjectiveContext, 'logps' | 'entropy' | 'logSumSquares' | 'scores'>>

@@ -13,11 +13,11 @@ import {
   scorePath,
 } from '../models/adapter-slot.js'
 import { batchLeaves, type TraceOptions } from '../models/context.js'
-import { graphOptions, normsGraph, type Precision } from '../models/graphs.js'
+import { graphOptions, headLeaves, normsGraph, type Precision } from '../models/graphs.js'
 import type { LoadedBase } from '../models/loaded-base.js'
 import { type BoundProgram, bindProgram, type LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer } from '../runtime/types.js'
-import { type Dims, fillBatch } from './batch-inputs.js'
+import { type Dims, fillBatch, sizesOf } from './batch-inputs.js'
 import { type Objective, programInputs } from './objective.js'
 import { tokenMean } from './objectives/token-mean.js'
 import type {
@@ -31,7 +31,7 @@ import type {
   UpdateHyper,
 } from './program.js'
 import { type FrozenAdapter, openFrozenScorer, openScorer, type Scorer } from './scorer.js'
-import { trainGraph, updateGraph } from './step-graph.js'
+import { evaluationGraph, trainGraph, updateGraph } from './step-graph.js'
 
 export interface TrainProgramOptions {
   readonly base: LoadedBase
@@ -61,8 +61,16 @@ export interface TrainProgramOptions {
 
 const FLOAT_BYTES = 4
 
+/** A program over native memory that others may read: the engine samples from `memory`, other programs share `workspace`. */
+export interface LiveProgram extends TrainProgram {
+  /** The flat parameters. */
+  readonly memory: DeviceBuffer
+  /** Free between runs. */
+  readonly workspace: DeviceBuffer
+}
+
 /** Compiles, binds, and gives the adapter its initial memory (zeros: the caller fills `params`). */
-export async function openTrainProgram(options: TrainProgramOptions): Promise<TrainProgram> {
+export async function openTrainProgram(options: TrainProgramOptions): Promise<LiveProgram> {
   const { base, layout, adapter } = options
   const { runtime } = base
   const graph = graphOptions(runtime.info.kernels, options.precision ?? 'fast')
@@ -124,7 +132,7 @@ interface Programs {
   readonly norms: BoundProgram | null
 }
 
-class CompiledTrainProgram implements TrainProgram {
+class CompiledTrainProgram implements LiveProgram {
   readonly layout: AdapterLayout
   readonly params: Float32Array
   readonly grads: Float32Array
@@ -140,6 +148,9 @@ class CompiledTrainProgram implements TrainProgram {
   private readonly leaf: (name: string) => LeafMemory | null
   private readonly scorers = new Map<ScoredModel, Promise<Scorer>>()
   private readonly compiled: Compiled
+  /** Inputs of the graph that come with each micro-batch; what a loss declares and does not read is not among them. */
+  private readonly objectiveInputs: readonly string[]
+  private evaluation: Promise<BoundProgram> | undefined
   private normsAreStale = true
 
   constructor(
@@ -154,6 +165,15 @@ class CompiledTrainProgram implements TrainProgram {
     this.options = options
     this.dims = dims
     this.compiled = compiled
+    const own = new Set<string>([
+      ...Object.values(batchLeaves),
+      ...Object.values(headLeaves),
+      ...Object.values(programInputs),
+    ])
+    const norms = new Set([...options.adapter.linears.keys()].map(normsLeafName))
+    this.objectiveInputs = compiled.leaves
+      .filter(({ name, role }) => role === 'input' && !own.has(name) && !norms.has(name))
+      .map(({ name }) => name)
     this.programs = programs
     this.workspace = workspace
     this.leaf = leaf
@@ -182,16 +202,52 @@ class CompiledTrainProgram implements TrainProgram {
     const { train } = this.programs
     if (options.first) this.grads.fill(0)
     await this.refreshNorms()
+    this.fillObjective(train, batch, options.lossScale)
+    if (train.has(batchLeaves.rowKeys)) this.fillRandomness(train, batch, options.rngStep)
+    return this.runObjective(train, batch, options.signal)
+  }
+
+  async evaluate(batch: MicroBatch, options: { lossScale: number }): Promise<AccumulateResult> {
+    this.normsAreStale = true
+    await this.refreshNorms()
+    this.evaluation ??= this.openEvaluation()
+    const program = await this.evaluation
+    this.fillObjective(program, batch, options.lossScale)
+    return this.runObjective(program, batch)
+  }
+
+  private openEvaluation(): Promise<BoundProgram> {
+    const { base, adapter, precision, objective } = this.options
+    const compiled = compile(
+      evaluationGraph(
+        base.architecture,
+        graphOptions(base.runtime.info.kernels, precision ?? 'fast'),
+        { config: base.config, formats: base.formats, adapter },
+        objective ?? tokenMean('crossEntropy'),
+      ),
+      { dims: this.dims },
+    )
+    const shared = compiled.workspaceBytes <= this.workspace.byteLength ? { workspace: this.workspace } : {}
+    return bindProgram(base.runtime, compiled, { leaf: this.leaf, ...shared })
+  }
+
+  private fillObjective(train: BoundProgram, batch: MicroBatch, lossScale: number): void {
     const dims = fillBatch(train, batch, this.dims)
     for (const name of Object.values(programInputs))
-      if (train.has(name)) train.f32(name).fill(options.lossScale, 0, name === 'lossWeights' ? dims.M : 1)
-    for (const [name, values] of Object.entries(batch.inputs ?? {})) {
+      if (train.has(name)) train.f32(name).fill(lossScale, 0, name === 'lossWeights' ? dims.M : 1)
+    for (const name of this.objectiveInputs) {
+      if (!train.has(name)) continue // read by the training graph alone
+      const values = batch.inputs?.[name]
+      if (!values) throw new Error(`the objective reads ${name}, and the micro-batch has none`)
       const into = train.f32(name)
       if (values.length > into.length) throw new Error(`${name}: ${values.length} values, compiled for ${into.length}`)
       into.set(values)
     }
-    if (train.has(batchLeaves.rowKeys)) this.fillRandomness(train, batch, options.rngStep)
-    await train.run({ dims, signal: options.signal })
+  }
+
+  private async runObjective(train: BoundProgram, batch: MicroBatch, signal?: AbortSignal): Promise<AccumulateResult> {
+    const dims = sizesOf(batch)
+    await train.run({ dims, signal })
     const outputs = Object.fromEntries(
       this.compiled.outputs.map(({ name, shape }) => [name, train.f32(name).slice(0, sizeWith(shape, dims))]),
     )
@@ -224,8 +280,9 @@ class CompiledTrainProgram implements TrainProgram {
     return { values: await scorer.score(batch) }
   }
 
-  flopsPerToken(tokens: number): number {
-    return trainingFlopsPerToken(this.options.base, [...this.options.adapter.linears.values()], tokens)
+  flopsPerToken(tokens: number, labelledShare = 1): number {
+    const headShare = this.options.objective?.head === 'score' ? 0 : labelledShare
+    return trainingFlopsPerToken(this.options.base, [...this.options.adapter.linears.values()], tokens, headShare)
   }
 
   close(): void {
@@ -233,6 +290,7 @@ class CompiledTrainProgram implements TrainProgram {
     this.programs.update.close()
     this.programs.norms?.close()
     for (const scorer of this.scorers.values()) void scorer.then((s) => s.close())
+    void this.evaluation?.then((program) => program.close())
     for (const buffer of this.buffers) buffer.free()
   }
 
@@ -276,10 +334,15 @@ class CompiledTrainProgram implements TrainProgram {
 }
 
 /** Multiply-adds counted twice of one training step over one document, by token: recomputation does not count. */
-export function trainingFlopsPerToken(base: LoadedBase, linears: readonly LinearAdapter[], tokens: number): number {
+export function trainingFlopsPerToken(
+  base: LoadedBase,
+  linears: readonly LinearAdapter[],
+  tokens: number,
+  headShare = 1,
+): number {
   const { config } = base
   const matrices = base.architecture.linears(config).reduce((n, l) => n + l.inFeatures * l.outFeatures, 0)
-  const head = config.vocabSize * config.hiddenSize
+  const head = headShare * config.vocabSize * config.hiddenSize
   const attention = tokens * config.numAttentionHeads * config.headDim * config.numHiddenLayers // causal half of 2·2·T·H·Dh
   const sizes = new Map(base.architecture.linears(config).map((l) => [l.path, l.inFeatures + l.outFeatures]))
   const adapter = linears.reduce((n, l) => n + l.rank * (sizes.get(l.path) ?? 0), 0)

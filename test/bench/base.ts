@@ -9,7 +9,7 @@ import { openRuntime, type Runtime } from '../../src/runtime/index.js'
 import { packageRoot } from '../../src/runtime/native.js'
 import { openAdapter } from '../../src/training/adapter.js'
 import type { TrainProgram } from '../../src/training/program.js'
-import { openTrainProgram } from '../../src/training/step.js'
+import { openTrainProgram, type TrainProgramOptions } from '../../src/training/step.js'
 import { randomBase } from './random-base.js'
 
 /** The real base → its base directory; downloaded and imported on first use. */
@@ -73,21 +73,32 @@ export async function openBenchProgram(options: {
   maxTokens: number
   strict: boolean
 }): Promise<BenchProgram> {
+  const { folder, maxTokens, strict } = options
+  const precision = strict ? 'strict' : 'fast'
+  const { programs, ...rest } = await openBenchPrograms({
+    folder,
+    programs: [{ maxTokens, maxDocuments: 1, precision }],
+  })
+  return { ...rest, program: programs[0]! }
+}
+
+/** Several programs over one base, each with that adapter. */
+export async function openBenchPrograms(options: {
+  folder: string
+  programs: Omit<TrainProgramOptions, 'base' | 'layout' | 'adapter'>[]
+}): Promise<Omit<BenchProgram, 'program'> & { programs: TrainProgram[] }> {
   const runtime = await openRuntime()
   const opened = openBase(options.folder)
   const base = await loadBase(runtime, opened)
-  const adapter = openAdapter(opened, { lora: { rank: 16, alpha: 32 }, seed: 0, baseName: opened.source.name })
-  const program = await openTrainProgram({
-    base,
-    layout: adapter.layout,
-    adapter: adapter.layout.adapter,
-    maxTokens: options.maxTokens,
-    maxDocuments: 1,
-    precision: options.strict ? 'strict' : 'fast',
-    seed: 0,
-  })
-  adapter.fill(program.params)
-  return { program, runtime, vocabSize: base.config.vocabSize, name: opened.source.name }
+  const programs: TrainProgram[] = []
+  for (const own of options.programs) {
+    const adapter = openAdapter(opened, { lora: { rank: 16, alpha: 32 }, seed: 0, baseName: opened.source.name })
+    const { layout } = adapter
+    const program = await openTrainProgram({ base, layout, adapter: layout.adapter, seed: 0, ...own })
+    adapter.fill(program.params)
+    programs.push(program)
+  }
+  return { programs, runtime, vocabSize: base.config.vocabSize, name: opened.source.name }
 }
 
 /** A session of the base that can score. */

@@ -8,6 +8,10 @@ const benches: Record<string, { describe: string; load: () => Promise<Bench> }> 
     describe: 'training throughput, share of the ceiling, memory',
     load: async () => (await import('./train.js')).benchTrain,
   },
+  dpo: {
+    describe: 'a step of DPO against a supervised step of the same tokens',
+    load: async () => (await import('./dpo.js')).benchDpo,
+  },
   load: {
     describe: 'time from process start to a session that can run',
     load: async () => (await import('./load.js')).benchLoad,

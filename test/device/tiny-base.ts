@@ -7,8 +7,8 @@ import { architectureOf } from '../../src/models/index.js'
 import { type LoadedBase, type MemoryTensor, memoryBase } from '../../src/models/loaded-base.js'
 import { stripingOf } from '../../src/models/stripes.js'
 import type { Runtime } from '../../src/runtime/types.js'
-import type { MicroBatch, TrainProgram } from '../../src/training/program.js'
-import { openTrainProgram } from '../../src/training/step.js'
+import type { MicroBatch } from '../../src/training/program.js'
+import { type LiveProgram, openTrainProgram, type TrainProgramOptions } from '../../src/training/step.js'
 import { randomSource } from '../ops/case.js'
 
 export const tinyConfig = parseModelConfig({
@@ -59,8 +59,11 @@ export function tinyBase(runtime: Runtime, format: WeightFormat = 'int4'): Loade
   return memoryBase(runtime, tinyConfig, formats, tensors)
 }
 
-/** Rank 4 on every linear; A random, B zero. */
-export async function tinyProgram(base: LoadedBase): Promise<TrainProgram> {
+/** Rank 4 on every linear; A random, B zero; with `score` a scalar head, zero. */
+export async function tinyProgram(
+  base: LoadedBase,
+  { score, ...options }: Partial<TrainProgramOptions> & { score?: boolean } = {},
+): Promise<LiveProgram> {
   const linears = new Map<string, LinearAdapter>()
   const tensors: { name: string; path: string; kind: string; shape: number[]; offset: number }[] = []
   let offset = 0
@@ -78,13 +81,20 @@ export async function tinyProgram(base: LoadedBase): Promise<TrainProgram> {
     })
     offset += bOffset + rank * outFeatures
   }
+  const { hiddenSize } = base.config
+  const head = score ? { score: { offset, length: hiddenSize } } : {}
+  if (score) {
+    tensors.push({ name: 'score.weight', path: 'score', kind: 'score', shape: [1, hiddenSize], offset })
+    offset += hiddenSize
+  }
   const program = await openTrainProgram({
     base,
     layout: { tensors, length: offset },
-    adapter: { linears, dropout: 0 },
+    adapter: { linears, dropout: 0, ...head },
     maxTokens: 24,
     maxDocuments: 2,
     precision: 'strict',
+    ...options,
   })
   const random = randomSource(9)
   for (const t of tensors)

@@ -1,52 +1,23 @@
 // Optimizer, clipping, schedules, token losses and the fused head against the reference values: lowered in float64,
 // and with our kernels in fp32 where they are built. Cases whose type is absent from our index maps are skipped and
 // listed.
-import { readFileSync } from 'node:fs'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import { backward } from '../../src/compiler/autodiff.js'
 import type { Graph } from '../../src/compiler/graph.js'
 import { adamW } from '../../src/compiler/ops/adamw.js'
 import { linearLogProb } from '../../src/compiler/ops/linear-log-prob.js'
 import { scalar } from '../../src/compiler/ops/tensor.js'
 import { weightLeaf } from '../../src/compiler/ops/weight.js'
-import { openRuntime } from '../../src/runtime/index.js'
-import type { Runtime } from '../../src/runtime/types.js'
 import { type LossName, losses } from '../../src/training/losses/index.js'
 import { optimizers } from '../../src/training/optimizers.js'
 import { learningRateAt, scheduleSchema, schedules } from '../../src/training/schedules.js'
-import { goldenDir } from './folder.js'
+import { camel, expectClose, flat, type Nested, openKernels, readLosses, targets, tolerances } from './compare.js'
 import { runGraph, type Target } from './run-graph.js'
 
-type Nested = number | Nested[]
-const read = (name: string) => JSON.parse(readFileSync(goldenDir('losses', name), 'utf8'))
-const camel = (key: string) => key.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase())
-const flat = (nested: Nested): number[] => (Array.isArray(nested) ? nested.flatMap(flat) : [nested])
-
-let runtime: Runtime | undefined
-beforeAll(async () => {
-  const opened = await openRuntime({ threads: 2 })
-  if (opened.info.kernels) runtime = opened
-  else console.warn(`golden losses: kernels not run (${opened.info.reason})`)
-})
-afterAll(() => runtime?.close())
-
-/** float64 to its last digits; fp32 as the README allows. */
-function expectClose(actual: number[], expected: number[], tolerance: number, scale: 'entry' | 'largest' | 'absolute') {
-  expect(actual).toHaveLength(expected.length)
-  const largest = Math.max(...expected.map(Math.abs), Number.MIN_VALUE)
-  const zero = tolerance < 1e-9 ? 1e-12 : 1e-7
-  for (const [i, value] of expected.entries()) {
-    const size = { entry: Math.abs(value), largest, absolute: 1 }[scale]
-    const allowed = Math.max(tolerance * size, zero)
-    const difference = Math.abs(actual[i]! - value)
-    if (!(difference <= allowed)) throw new Error(`entry ${i}: ${actual[i]}, expected ${value} ± ${allowed}`)
-  }
-}
-
-const targets: Target[] = ['lowered', 'kernels']
+const kernels = openKernels('golden losses')
 
 describe('schedules', () => {
-  const golden = read('optim.json').schedules as {
+  const golden = readLosses('optim.json').schedules as {
     baseLr: number
     warmupSteps: number
     trainingSteps: number
@@ -93,7 +64,7 @@ async function adamStep(
   const length = grads.length
   const out = await runGraph({
     target,
-    runtime,
+    runtime: kernels.runtime,
     inputs: {
       ...state,
       grads,
@@ -118,9 +89,8 @@ async function adamStep(
 }
 
 describe.each(targets)('optimizers, %s', (target) => {
-  const golden = read('optim.json')
+  const golden = readLosses('optim.json')
   const tolerance = target === 'lowered' ? 1e-12 : 1e-6
-  const needsKernels = (skip: (note?: string) => void) => target === 'kernels' && !runtime && skip('kernels not built')
   for (const type of ['adamw', 'adam8bit', 'loraPlus']) {
     if (!(type in golden) || type in optimizers) continue
     it.skip(`${type}: not in the index map`, () => {})
@@ -129,7 +99,7 @@ describe.each(targets)('optimizers, %s', (target) => {
     golden.adamw.cases as (AdamSettings & { steps: Record<string, Nested>[] })[]
   ).entries()) {
     it.skipIf(!('adamw' in optimizers))(`adamw case ${index}`, async ({ skip }) => {
-      needsKernels(skip)
+      kernels.skipUnlessBuilt(target, skip)
       const zeros = golden.adamw.initial.map(() => 0)
       let state: AdamState = { params: golden.adamw.initial, m: zeros, v: zeros, gradNorm: 0 }
       for (const [i, expected] of given.steps.entries()) {
@@ -142,7 +112,7 @@ describe.each(targets)('optimizers, %s', (target) => {
   }
   for (const [index, { maxNorm, totalNorm, clipped }] of golden.clipping.cases.entries()) {
     it(`clipping case ${index}`, async ({ skip }) => {
-      needsKernels(skip)
+      kernels.skipUnlessBuilt(target, skip)
       const names = Object.keys(golden.clipping.gradients)
       const grads = names.flatMap((name) => golden.clipping.gradients[name] as number[])
       const zeros = grads.map(() => 0)
@@ -190,7 +160,7 @@ async function runHead(run: HeadRun, target: Target) {
   for (const [name, values] of Object.entries(upstream)) if (values) inputs[`d.${name}`] = values
   return runGraph({
     target,
-    runtime,
+    runtime: kernels.runtime,
     inputs,
     build(g: Graph) {
       const h = g.leaf('hidden', 'input', g.floatType, [N, D])
@@ -222,20 +192,14 @@ async function runHead(run: HeadRun, target: Target) {
   })
 }
 
-/** Tolerances per token and per gradient entry, from logits or hidden states. */
-const headTolerance = {
-  lowered: { value: 1e-12, valueScale: 'entry', gradient: 1e-12, gradientScale: 'largest' },
-  kernels: { value: 2e-6, valueScale: 'absolute', gradient: 1e-6, gradientScale: 'absolute' },
-} as const
-
 describe.each(targets)('token losses, %s', (target) => {
-  const golden = read('token.json')
+  const golden = readLosses('token.json')
   const { B, T, V } = golden.shape as Record<'B' | 'T' | 'V', number>
   const N = B * T
   const labels = flat(golden.labels)
   const isTarget = labels.map((label) => label !== -100)
   const count = isTarget.filter(Boolean).length
-  const allowed = headTolerance[target]
+  const allowed = tolerances.logits[target]
   const identity = Array.from({ length: V * V }, (_, i) => (i % (V + 1) === 0 ? 1 : 0))
   // Logits are hidden states under an identity head
   const base = { hidden: flat(golden.logits), W: identity, sizes: { N, D: V, V }, labels }
@@ -243,11 +207,10 @@ describe.each(targets)('token losses, %s', (target) => {
     expectClose(actual, flat(expected), allowed.value, allowed.valueScale)
   const gradients = (actual: number[], expected: Nested) =>
     expectClose(actual, flat(expected), allowed.gradient, allowed.gradientScale)
-  const needsKernels = (skip: (note?: string) => void) => target === 'kernels' && !runtime && skip('kernels not built')
 
   for (const given of golden.cases) {
     it(`temperature ${given.temperature}`, async ({ skip }) => {
-      needsKernels(skip)
+      kernels.skipUnlessBuilt(target, skip)
       const options = { ...base, temperature: given.temperature as number }
       const weights = (tokens: number) => isTarget.map((is) => (is ? 1 / tokens : 0))
       const ce = await runHead({ ...options, loss: { name: 'crossEntropy', weights: weights(count) } }, target)
@@ -281,7 +244,7 @@ describe.each(targets)('token losses, %s', (target) => {
   }
 
   it('z-loss: the gradient through the log-sum-exp', async ({ skip }) => {
-    needsKernels(skip)
+    kernels.skipUnlessBuilt(target, skip)
     const { lse } = await runHead(base, target)
     values(lse!, golden.zLoss.logsumexp)
     const run = await runHead({ ...base, dLse: lse!.map((z, i) => (isTarget[i] ? (2 * z) / count : 0)) }, target)
@@ -289,7 +252,7 @@ describe.each(targets)('token losses, %s', (target) => {
   })
 
   it('logit scale and softcap', async ({ skip }) => {
-    needsKernels(skip)
+    kernels.skipUnlessBuilt(target, skip)
     const { logitScale, softcap, tokenLogps, loss, gradLogits } = golden.softcap
     const dLogps = isTarget.map((is) => (is ? -1 / count : 0))
     const run = await runHead({ ...base, logitScale, softcap, dLogps }, target)
@@ -299,7 +262,7 @@ describe.each(targets)('token losses, %s', (target) => {
   })
 
   it('a fully masked batch: loss 0, gradient 0', async ({ skip }) => {
-    needsKernels(skip)
+    kernels.skipUnlessBuilt(target, skip)
     const masked = { ...base, labels: flat(golden.fullyMasked.labels) }
     const run = await runHead({ ...masked, dLogps: new Array(N).fill(-1) }, target)
     expect(run.logps!.every((x) => x === 0)).toBe(true)
@@ -311,17 +274,16 @@ describe.each(targets)('token losses, %s', (target) => {
 })
 
 describe.each(targets)('fused head, %s', (target) => {
-  const golden = read('fused.json')
-  const allowed = headTolerance[target]
+  const golden = readLosses('fused.json')
+  const allowed = tolerances.logits[target]
   const labels = golden.labels as number[]
   const isTarget = labels.map((label) => label !== -100)
   const count = isTarget.filter(Boolean).length
   const base = { hidden: flat(golden.hidden), W: flat(golden.W), sizes: golden.shape, labels }
-  const needsKernels = (skip: (note?: string) => void) => target === 'kernels' && !runtime && skip('kernels not built')
 
   for (const given of golden.cases) {
     it(given.name, async ({ skip }) => {
-      needsKernels(skip)
+      kernels.skipUnlessBuilt(target, skip)
       const run = await runHead(
         {
           ...base,
@@ -340,7 +302,7 @@ describe.each(targets)('fused head, %s', (target) => {
   }
 
   it('from given gradients of the token log-probabilities', async ({ skip }) => {
-    needsKernels(skip)
+    kernels.skipUnlessBuilt(target, skip)
     const dLogps = golden.upstream.gradTokenLogps as number[]
     const run = await runHead({ ...base, dLogps }, target)
     const value = run.logps!.reduce((sum, logp, i) => sum + dLogps[i]! * logp, 0)

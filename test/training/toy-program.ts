@@ -126,6 +126,9 @@ export function createToyProgram(options: ToyOptions = {}): TrainProgram & { upd
       }
       return { gradNorm }
     },
+    evaluate(batch, { lossScale }) {
+      return this.accumulate(batch, { first: false, lossScale, rngStep: 0 })
+    },
     async score(batch, { model = 'adapter' } = {}) {
       const targets = targetsOf(batch)
       const values = Float32Array.from(targets, ({ id, label, scale }) => {

@@ -47,6 +47,7 @@ export function toyPrepare(options: { delayMs?: number; poisonRow?: number } = {
       heldOut: {
         documents: toyDocuments(9, vocabSize, 8).map((d) => ({ ...d, ids: d.ids.map((id) => (id === 5 ? 4 : id)) })),
         choices: [],
+        groups: [],
       },
       base: 'toy',
       device: 'test',

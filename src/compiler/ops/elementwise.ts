@@ -105,6 +105,7 @@ export const Sigmoid = unary('Sigmoid', (c) => {
   const y = c.node.outputs[0]!
   return [mul(c.dOutputs[0]!, mul(y, sub(scalar(y.graph, 1, y.dtype), y)))]
 })
+/** The value without its gradient. */
 export const Identity = unary('Identity', 'stops')
 
 export const Where = defineOp<Plain>({
@@ -171,6 +172,22 @@ export const cast = (x: Value, dtype: DType): Value =>
 
 /** Multiplies by a number. */
 export const scale = (x: Value, factor: number): Value => (factor === 1 ? x : mul(x, scalar(x.graph, factor, x.dtype)))
+/** Adds a number. */
+export const shift = (x: Value, by: number): Value => (by === 0 ? x : add(x, scalar(x.graph, by, x.dtype)))
+export const square = (x: Value): Value => mul(x, x)
+
+/** log(1 + x) for x ≥ 0, to the last digits where x is small too; likewise its gradient. */
+export function log1p(x: Value): Value {
+  const s = shift(x, 1)
+  // s is rounded by δ = x − (s − 1), and log(s + δ) = log s + δ/s up to δ²
+  return add(log(s), stopGradient(div(sub(x, shift(s, -1)), s)))
+}
+
+/** log σ(x) = min(x, 0) − log(1 + e^(−|x|)): no overflow, and ½ as the slope at 0. */
+export function logSigmoid(x: Value): Value {
+  const low = min(x, scalar(x.graph, 0, x.dtype))
+  return sub(low, log1p(exp(sub(scale(low, 2), x)))) // −|x| = 2 min(x, 0) − x, exactly
+}
 
 /** Adds up gradients; null stands for zero. */
 export function sum(a: Value | null, b: Value | null): Value | null {

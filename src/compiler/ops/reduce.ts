@@ -1,8 +1,8 @@
 // Reductions, and the sum that undoes a broadcast.
-import { type Shape, sameShape, type TensorType, type Value } from '../graph.js'
+import { type Dim, type Shape, sameShape, type TensorType, type Value } from '../graph.js'
 import { defineOp, type GradientRule, type OpDefinition } from '../op.js'
-import { cast, div, equal, mul } from './elementwise.js'
-import { expandLike, reshape, unsqueeze } from './shape.js'
+import { cast, div, equal, mul, neg } from './elementwise.js'
+import { expandLike, gather, reshape, shapeOf, unsqueeze } from './shape.js'
 import { need, normalizeAxis } from './shape-rules.js'
 import { ints, scalar } from './tensor.js'
 
@@ -74,7 +74,7 @@ export const CumSum = defineOp<Record<string, never>>({
 export const cumSum = (x: Value, axis: number): Value =>
   x.graph.apply(CumSum, [x, scalar(x.graph, axis, 'i64')], {})[0]!
 
-export const TopK = defineOp<{ count: number }>({
+export const TopK = defineOp<{ count: Dim }>({
   opType: 'TopK',
   domain: '',
   hidden: ['count'],
@@ -91,6 +91,11 @@ export const TopK = defineOp<{ count: number }>({
 export function topK(x: Value, count: number): { values: Value; indices: Value } {
   const [values, indices] = x.graph.apply(TopK, [x, ints(x.graph, [count])], { count })
   return { values: values!, indices: indices! }
+}
+/** A vector's entries [P] in ascending order; each one's gradient goes to where it came from. */
+export function sort(x: Value): Value {
+  const [, order] = x.graph.apply(TopK, [neg(x), shapeOf(x)], { count: x.shape[0]! })
+  return gather(x, order!)
 }
 
 export const ArgMax = defineOp<{ axis: number }>({

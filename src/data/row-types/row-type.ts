@@ -24,6 +24,8 @@ export interface EncodeContext {
   assistantTurns: 'all' | 'last'
   /** End texts and completions with the end-of-sequence token. */
   appendEos: boolean
+  /** Which pairs several scored answers make: the best against the worst (default), or every two. */
+  pairs?: 'extremes' | 'all' | undefined
   /** Further variables of the chat template. */
   templateVariables?: Record<string, unknown> | undefined
 }

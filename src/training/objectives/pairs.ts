@@ -10,21 +10,31 @@ export const pairInputs = {
   rejectedLengths: 'rejectedLengths',
 } as const
 
-/** Both sides of the pairs of one micro-batch, over its M labelled rows. */
+/** The labelled rows of both sides of the pairs of one micro-batch; M rows, documents d = 2 p and 2 p + 1 of pair p. */
 export interface PairRows {
   readonly pairs: number
-  /** First and end row of each document, [2 P + 1]: those of document d are `starts[d]` … `starts[d + 1]`. */
+  /** First row of each document, and M last [2 P + 1]. */
   readonly starts: Int32Array
+  /** Rows of each document that predict prompt tokens: they come first [2 P]. */
+  readonly prompts: Int32Array
+  /** Rows of each document that predict its completion [2 P]. */
+  readonly lengths: Int32Array
 }
 
 export function pairRows(batch: MicroBatch): PairRows {
   const documents = batch.cuSeqlens.length - 1
   const { rows } = targetsOf(batch)
   const starts = new Int32Array(documents + 1)
-  let document = 0
-  for (const [m, row] of rows.entries()) while (row >= batch.cuSeqlens[document + 1]!) starts[++document] = m
-  while (document < documents) starts[++document] = rows.length
-  return { pairs: documents / 2, starts }
+  const prompts = new Int32Array(documents)
+  const lengths = new Int32Array(documents)
+  for (let d = 0, m = 0; d < documents; d++) {
+    for (; m < rows.length && rows[m]! < batch.cuSeqlens[d + 1]!; m++) {
+      if (batch.labels[rows[m]!]! < 0) prompts[d]!++
+      else lengths[d]!++
+    }
+    starts[d + 1] = m
+  }
+  return { pairs: documents / 2, starts, prompts, lengths }
 }
 
 /** The membership matrices [P, M] with `weightOf(document, index)` for row `index` of a document, 1 by default. */
@@ -37,19 +47,4 @@ export function membership(
   for (let d = 0; d < 2 * pairs; d++)
     for (let m = starts[d]!; m < starts[d + 1]!; m++) sides[d & 1]![(d >> 1) * rows + m] = weightOf(d, m - starts[d]!)
   return { chosenRows: sides[0], rejectedRows: sides[1] }
-}
-
-/** Sums of the rows' values by side, [P] each, with the same weights. */
-export function sumByPair(
-  { pairs, starts }: PairRows,
-  values: Float32Array,
-  weightOf: (document: number, index: number) => number = () => 1,
-): { chosen: Float32Array; rejected: Float32Array } {
-  const sums = [new Float32Array(pairs), new Float32Array(pairs)] as const
-  for (let d = 0; d < 2 * pairs; d++) {
-    let sum = 0
-    for (let m = starts[d]!; m < starts[d + 1]!; m++) sum += weightOf(d, m - starts[d]!) * values[m]!
-    sums[d & 1]![d >> 1] = sum
-  }
-  return { chosen: sums[0], rejected: sums[1] }
 }

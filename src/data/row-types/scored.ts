@@ -1,0 +1,75 @@
+// Rows of {prompt, completions, scores}: several answers to one prompt with a score each, turned into pairs. Equal scores
+// make no pair; the margin is the difference.
+import type { ChatMessage } from '../chat-template.js'
+import { brief } from '../errors.js'
+import { defineGroupedRowType } from './grouped.js'
+import { parseMessages } from './messages.js'
+import { encodePair } from './preference.js'
+
+type Side = string | ChatMessage[]
+interface Parsed {
+  prompt: Side
+  completions: Side[]
+  scores: number[]
+  tools: unknown
+}
+
+/** Index pairs, the better one first: the best against the worst, or every two. */
+function pairsOf(scores: readonly number[], which: 'extremes' | 'all'): { pairs: [number, number][]; ties: number } {
+  const order = scores.map((_, i) => i).sort((a, b) => scores[b]! - scores[a]! || a - b)
+  const candidates: [number, number][] =
+    which === 'extremes'
+      ? [[order[0]!, order.at(-1)!]]
+      : order.flatMap((better, i) => order.slice(i + 1).map((worse): [number, number] => [better, worse]))
+  const pairs = candidates.filter(([better, worse]) => scores[better]! > scores[worse]!)
+  return { pairs, ties: candidates.length - pairs.length }
+}
+
+export const scored = defineGroupedRowType<Parsed>({
+  name: 'scored',
+  description: '{prompt, completions, scores}: answers with scores, made into pairs',
+  columns: ['prompt', 'completions', 'scores'],
+  optionalColumns: ['tools'],
+  groupSize: 2,
+  valueName: 'margin',
+  parse(row, fail) {
+    const { completions, scores } = row
+    if (!Array.isArray(completions) || completions.length < 2) {
+      fail(`"completions" must be a list of two answers at least, not ${brief(completions)}`)
+    }
+    if (!Array.isArray(scores) || scores.length !== (completions as unknown[]).length) {
+      fail(`"scores" must be a list of ${(completions as unknown[]).length} numbers, one for each completion`)
+    }
+    const wrong = (scores as unknown[]).findIndex((score) => typeof score !== 'number' || !Number.isFinite(score))
+    if (wrong >= 0) fail(`scores[${wrong}] must be a finite number, not ${brief((scores as unknown[])[wrong])}`)
+    const isText = typeof row.prompt === 'string'
+    const side = (value: unknown, name: string): Side => {
+      if (!isText) return parseMessages(value, name, fail)
+      if (typeof value !== 'string' || value === '') fail(`"${name}" must be a text like "prompt", not ${brief(value)}`)
+      return value as string
+    }
+    return {
+      prompt: isText ? (row.prompt as string) : parseMessages(row.prompt, 'prompt', fail),
+      completions: (completions as unknown[]).map((value, i) => side(value, `completions[${i}]`)),
+      scores: scores as number[],
+      tools: row.tools,
+    }
+  },
+  encodeGroups({ prompt, completions, scores, tools }, context, place) {
+    const { pairs, ties } = pairsOf(scores, context.pairs ?? 'extremes')
+    const groups = pairs.map(([better, worse]) =>
+      encodePair(
+        {
+          prompt,
+          chosen: completions[better]!,
+          rejected: completions[worse]!,
+          tools,
+          margin: scores[better]! - scores[worse]!,
+        },
+        context,
+        place,
+      ),
+    )
+    return { groups, ties }
+  },
+})

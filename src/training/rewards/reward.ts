@@ -1,0 +1,89 @@
+// Where rewards come from (stop 8 of the online stages): a source scores finished completions, one number each, or null
+// where it has nothing to say about one.
+import type { Row } from '../../data/index.js'
+
+/** One finished completion as reward sources see it. */
+export interface Completion {
+  /** The prompt as the model saw it. */
+  readonly prompt: string
+  /** Without the token that ended it. */
+  readonly completion: string
+  /** Generated tokens, the end token included. */
+  readonly tokens: number
+  /** `length`: it was cut at the most tokens. */
+  readonly finishReason: 'stop' | 'length'
+  /** The row that the prompt came from, other columns included. */
+  readonly row: Row
+  /** Where that row was. */
+  readonly place: string
+}
+
+/** A function of a program or a recipe. Scores of one completion, or of all at once where it takes a list. */
+export type RewardFunction = (completion: Completion, signal: AbortSignal) => Score | Promise<Score>
+/** null: not scored by this source. */
+export type Score = number | null
+
+export interface RewardSource {
+  readonly name: string
+  readonly weight: number
+  /** @param ids prompt and completion tokens of each, for sources that read tokens */
+  score(completions: readonly Completion[], ids: readonly Int32Array[], signal: AbortSignal): Promise<Score[]>
+  close?(): void
+}
+
+/** What happens where a source fails on a completion: the run stops, or the completion counts as this. */
+export type FailurePolicy = 'stop' | { readonly score: number | null }
+
+/** A reward source failed on one completion. */
+export class RewardError extends Error {
+  override name = 'RewardError'
+  readonly completion: Completion
+  constructor(source: string, problem: string, completion: Completion, cause?: unknown) {
+    super(
+      `reward ${source}: ${problem}\n  prompt (${completion.place}): ${quote(completion.prompt)}\n  completion: ${quote(completion.completion)}\n` +
+        '  Mend the reward, or let the recipe say how such a completion scores (onFailure: { score: … }).',
+      { cause },
+    )
+    this.completion = completion
+  }
+}
+
+const shown = 400
+const quote = (text: string) => JSON.stringify(text.length > shown ? `${text.slice(0, shown)}…` : text)
+
+/**
+ * Scores one completion, held to its time and to being a number.
+ * @throws RewardError by the policy `stop`; an abort rejects with its reason
+ */
+export async function guarded(
+  source: { readonly name: string; readonly timeoutMs: number; readonly onFailure: FailurePolicy },
+  completion: Completion,
+  signal: AbortSignal,
+  score: (signal: AbortSignal) => Score | Promise<Score>,
+): Promise<Score> {
+  const own = new AbortController()
+  const onAbort = () => own.abort(signal.reason)
+  signal.addEventListener('abort', onAbort, { once: true })
+  let timer: NodeJS.Timeout | undefined
+  try {
+    signal.throwIfAborted()
+    const late = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => {
+        reject(new Error(`gave no answer within ${source.timeoutMs / 1000} s`))
+        own.abort(new Error('too late'))
+      }, source.timeoutMs)
+      own.signal.addEventListener('abort', () => reject(own.signal.reason), { once: true })
+    })
+    late.catch(() => {})
+    const value = await Promise.race([score(own.signal), late])
+    if (value === null || (typeof value === 'number' && Number.isFinite(value))) return value
+    throw new Error(`gave ${String(value)}, which is no number`)
+  } catch (error) {
+    if (signal.aborted) throw signal.reason
+    if (source.onFailure !== 'stop') return source.onFailure.score
+    throw new RewardError(source.name, (error as Error)?.message ?? String(error), completion, error)
+  } finally {
+    clearTimeout(timer)
+    signal.removeEventListener('abort', onAbort)
+  }
+}

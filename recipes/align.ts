@@ -1,10 +1,14 @@
-// From supervised tuning to preferences in one file: SmolLM2 learns to continue addresses to Congress, a reward model
-// learns which continuation is the more positive, and DPO, PPO and GRPO learn to write it. The preference is a rule over
-// real text (see datasets/valence.ts), not a person's. Run it with: npx espalier run recipes/align.ts
+// The whole line in one file, over one 4-bit base: SmolLM2 learns to continue addresses to Congress (sft), a reward model
+// learns which of two continuations is the more positive (reward), and PPO, GRPO and DPO learn to write such, each from the
+// supervised adapter. The preference is a rule over real text, the valence of a published word list
+// (datasets/valence.ts), never a person's. Run it with: npx espalier run recipes/align.ts
+// Run again, it skips the stages that are finished.
 import { definePipeline } from 'espalier'
 import { createValence } from '../datasets/valence.js'
 
-const valence = createValence({ heldOutRows: 256, trainRows: 2048 })
+const valence = createValence({ heldOutRows: 256, trainRows: 1536 })
+const seed = Number(process.env.ESPALIER_ALIGN_SEED ?? 0)
+const tuned = { startAdapter: 'stage:sft', reference: 'start', seed } as const
 
 export default definePipeline({
   name: 'align',
@@ -13,7 +17,15 @@ export default definePipeline({
   stages: {
     sft: {
       data: { dataset: valence.supervised },
-      stage: { type: 'sft', learningRate: 5e-4, schedule: 'cosine', warmupSteps: 0.1, maxLength: 128, microBatchSize: 8, epochs: 1 },
+      stage: {
+        type: 'sft',
+        learningRate: 5e-4,
+        schedule: 'cosine',
+        warmupSteps: 0.1,
+        maxLength: 128,
+        microBatchSize: 8,
+        seed,
+      },
     },
     reward: {
       data: { dataset: valence.preferences },
@@ -26,14 +38,51 @@ export default definePipeline({
         maxLength: 128,
         microBatchSize: 8,
         centerRewardsCoefficient: 0.01,
+        seed,
+      },
+    },
+    ppo: {
+      data: { dataset: valence.prompts },
+      stage: {
+        type: 'ppo',
+        ...tuned,
+        rewards: [{ model: 'stage:reward' }],
+        value: { startAdapter: 'stage:reward' },
+        maxSteps: 24,
+        promptsPerStep: 64,
+        maxCompletionLength: 48,
+        temperature: 1,
+        numPpoEpochs: 2,
+        numMiniBatches: 2,
+        klCoefficient: 0.05,
+        learningRate: 2e-4,
+        microBatchSize: 16,
+        evaluation: { maxRows: 64 },
+      },
+    },
+    grpo: {
+      data: { dataset: valence.prompts },
+      stage: {
+        type: 'grpo',
+        ...tuned,
+        rewards: [{ model: 'stage:reward' }],
+        loss: 'dr_grpo',
+        beta: 0.04,
+        maxSteps: 24,
+        promptsPerStep: 8,
+        numGenerations: 8,
+        maxCompletionLength: 48,
+        numMiniBatches: 2,
+        learningRate: 2e-4,
+        microBatchSize: 16,
+        evaluation: { maxRows: 64 },
       },
     },
     dpo: {
       data: { dataset: valence.preferences },
       stage: {
         type: 'dpo',
-        startAdapter: 'stage:sft',
-        reference: 'start',
+        ...tuned,
         learningRate: 2e-4,
         schedule: 'cosine',
         warmupSteps: 0.1,

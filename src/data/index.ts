@@ -57,6 +57,13 @@ export {
   truncations,
 } from './prepare.js'
 export { type PreviewRow, type PreviewToken, previewRows } from './preview.js'
+export {
+  type EncodedPrompt,
+  PromptLoader,
+  type PromptLoaderOptions,
+  type ReadPromptsOptions,
+  readPrompts,
+} from './prompt-loader.js'
 export { type LengthQuantiles, lengthQuantiles } from './quantiles.js'
 export { CounterRandom, permutation, philox } from './random.js'
 export { type FileSourceOptions, fileSource, iterableSource, type RowSource } from './row-source.js'

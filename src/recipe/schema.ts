@@ -110,13 +110,18 @@ export const recipeSchema = z
     if (shared !== undefined) {
       problem(['data', 'heldOut'], `${shared} is trained on too: held-out rows must be kept apart`)
     }
-    if (!data.dataset && data.heldOut === undefined && (stage.evaluation.everySteps > 0 || stage.earlyStopping)) {
+    if (
+      !data.dataset &&
+      data.heldOut === undefined &&
+      (stage.evaluation.everySteps > 0 || ('earlyStopping' in stage && stage.earlyStopping))
+    ) {
       problem(['stage', 'evaluation'], 'evaluations need held-out rows: name them in data.heldOut')
     }
     if (data.choices && !data.dataset && data.heldOut === undefined) {
       problem(['data', 'choices'], 'choices judge held-out rows: name them in data.heldOut')
     }
-    if (stage.evaluation.metric === 'eval/accuracy' && !data.dataset && !data.choices) {
+    const isByChoice = stage.type === 'sft' && stage.evaluation.metric === 'eval/accuracy'
+    if (isByChoice && !data.dataset && !data.choices) {
       problem(['stage', 'evaluation', 'metric'], 'eval/accuracy needs the possible answers: set data.choices')
     }
     const { targetModules, layersToTransform } = adapter

@@ -35,6 +35,8 @@ export interface TrainState {
     /** Evaluations in a row without improvement. */
     stale: number
   }
+  /** Of stages that sample: optimizer updates done, and the weight of the divergence. */
+  online?: { updates: number; klCoefficient: number }
 }
 
 /** What must agree for a resumed run to be the same run. */
@@ -130,9 +132,14 @@ export function replaceFolder(from: string, to: string): void {
   syncFolder(join(to, '..'))
 }
 
+/** What of a program changes from step to step. */
+export type FlatBuffers = Pick<TrainProgram, 'params' | 'adamM' | 'adamV'>
+
 export interface SaveCheckpointOptions {
   folder: string
-  program: Pick<TrainProgram, 'params' | 'adamM' | 'adamV'>
+  program: FlatBuffers
+  /** Further programs in training, by name. */
+  others?: Readonly<Record<string, FlatBuffers>>
   state: TrainState
   identity: CheckpointIdentity
   /** Writes the adapter in its exchange format (a PEFT folder) into the folder it is given. */
@@ -147,11 +154,16 @@ export async function saveCheckpoint(options: SaveCheckpointOptions): Promise<st
   rmSync(aside, { recursive: true, force: true })
   mkdirSync(aside, { recursive: true })
   const files: StateFile['files'] = {}
-  for (const [key, file] of Object.entries(flatFiles) as [keyof typeof flatFiles, string][]) {
-    const bytes = bytesOf(program[key])
-    writeSynced(join(aside, file), bytes)
-    files[file] = { bytes: bytes.byteLength, sha256: createHash('sha256').update(bytes).digest('hex') }
+  const write = (of: FlatBuffers, prefix: string) => {
+    for (const [key, name] of Object.entries(flatFiles) as [keyof typeof flatFiles, string][]) {
+      const bytes = bytesOf(of[key])
+      const file = prefix + name
+      writeSynced(join(aside, file), bytes)
+      files[file] = { bytes: bytes.byteLength, sha256: createHash('sha256').update(bytes).digest('hex') }
+    }
   }
+  write(program, '')
+  for (const [other, buffers] of Object.entries(options.others ?? {})) write(buffers, `${other}-`)
   if (options.exportAdapter) {
     const adapter = join(aside, 'adapter')
     mkdirSync(adapter)
@@ -193,6 +205,8 @@ export interface LoadedCheckpoint extends CheckpointIdentity {
   params: Float32Array
   adamM: Float32Array
   adamV: Float32Array
+  /** Further programs by name. */
+  others: Record<string, FlatBuffers>
 }
 
 /** Reads and verifies one checkpoint; `CheckpointError` names the file that is wrong. */
@@ -211,8 +225,7 @@ export function loadCheckpoint(path: string): LoadedCheckpoint {
   if (typeof content.state?.step !== 'number' || typeof content.files !== 'object' || content.files === null) {
     throw fail(stateName, 'lacks its state or its list of files')
   }
-  const flats = {} as Record<keyof typeof flatFiles, Float32Array>
-  for (const [key, file] of Object.entries(flatFiles) as [keyof typeof flatFiles, string][]) {
+  const read = (file: string): Float32Array => {
     const expected = content.files[file]
     if (!expected) throw fail(stateName, `does not list ${file}`)
     if (!existsSync(join(path, file))) throw fail(file, 'is missing')
@@ -222,10 +235,21 @@ export function loadCheckpoint(path: string): LoadedCheckpoint {
     const sha256 = createHash('sha256').update(bytes).digest('hex')
     if (sha256 !== expected.sha256) throw fail(file, 'does not have the content that was written (SHA-256 differs)')
     if (bytes.byteLength % 4 !== 0) throw fail(file, 'is not a whole number of floats')
-    flats[key] = new Float32Array(new Uint8Array(bytes).buffer)
+    return new Float32Array(new Uint8Array(bytes).buffer)
+  }
+  const readAll = (prefix: string): FlatBuffers => ({
+    params: read(prefix + flatFiles.params),
+    adamM: read(prefix + flatFiles.adamM),
+    adamV: read(prefix + flatFiles.adamV),
+  })
+  const flats = readAll('')
+  const others: LoadedCheckpoint['others'] = {}
+  for (const file of Object.keys(content.files)) {
+    const other = /^([A-Za-z]\w*)-params\.f32$/.exec(file)?.[1]
+    if (other) others[other] = readAll(`${other}-`)
   }
   const { recipeHash, layoutHash, isa, versions, state } = content
-  return { path, state, recipeHash, layoutHash, isa, versions, ...flats }
+  return { path, state, recipeHash, layoutHash, isa, versions, ...flats, others }
 }
 
 /** Copies a checkpoint into the live buffers. */
@@ -235,13 +259,24 @@ export function restoreProgram(checkpoint: LoadedCheckpoint, program: TrainProgr
       `checkpoint ${checkpoint.path}: holds an adapter of another layout (rank, target modules or model differ); resume with the recipe that wrote it`,
     )
   }
+  copyBuffers(checkpoint, program, checkpoint.path)
+}
+
+/** Copies those of a further program. @throws where the checkpoint has none of that name, or of another size */
+export function restoreOther(checkpoint: LoadedCheckpoint, name: string, program: FlatBuffers): void {
+  const saved = checkpoint.others[name]
+  if (!saved) throw new CheckpointError(`checkpoint ${checkpoint.path}: holds no ${name} model`)
+  copyBuffers(saved, program, checkpoint.path)
+}
+
+function copyBuffers(from: FlatBuffers, to: FlatBuffers, path: string): void {
   for (const key of Object.keys(flatFiles) as (keyof typeof flatFiles)[]) {
-    if (checkpoint[key].length !== program[key].length) {
+    if (from[key].length !== to[key].length) {
       throw new CheckpointError(
-        `checkpoint ${checkpoint.path}: ${flatFiles[key]} has ${checkpoint[key].length} values, the adapter ${program[key].length}`,
+        `checkpoint ${path}: ${flatFiles[key]} has ${from[key].length} values, the adapter ${to[key].length}`,
       )
     }
-    program[key].set(checkpoint[key])
+    to[key].set(from[key])
   }
 }
 

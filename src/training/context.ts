@@ -5,6 +5,7 @@ import type { ChoiceRow, Document } from './evaluate.js'
 import type { EndReason, EvaluationResult, TrainingEvent } from './events.js'
 import type { StepLoader } from './loop.js'
 import type { Objective } from './objective.js'
+import type { PreparedOnline, PrepareOnlineOptions } from './prepare-online.js'
 import type { TrainProgram } from './program.js'
 
 export interface RunContext {
@@ -16,6 +17,8 @@ export interface RunContext {
   emit(event: TrainingEvent): void
   /** Opens base, data and program; stages close the result. */
   prepare(options: PrepareOptions): Promise<PreparedRun>
+  /** The same for stages that sample. */
+  prepareOnline(options: PrepareOnlineOptions): Promise<PreparedOnline>
 }
 
 /** The recipe after validation: names and plain data, what `recipe.json` of a run directory holds. */

@@ -39,17 +39,18 @@ export function packDocuments(documents: readonly Document[]): MicroBatch {
   return batch
 }
 
-/** Groups items, in order, so that no group holds more than `maxTokens` (a longer item stands alone). */
+/** Groups items, in order, so that no group holds more than `maxTokens` (a longer item stands alone) or `maxItems`. */
 export function* groupByTokens<T>(
   items: Iterable<T>,
   lengthOf: (item: T) => number,
   maxTokens: number,
+  maxItems = Number.POSITIVE_INFINITY,
 ): Generator<T[]> {
   let group: T[] = []
   let tokens = 0
   for (const item of items) {
     const length = lengthOf(item)
-    if (group.length > 0 && tokens + length > maxTokens) {
+    if (group.length > 0 && (tokens + length > maxTokens || group.length === maxItems)) {
       yield group
       group = []
       tokens = 0

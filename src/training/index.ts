@@ -3,11 +3,14 @@ import type { Listener } from './events.js'
 import { type PipelineRun, type PipelineStage, startPipeline } from './pipeline.js'
 import type { PlanReport } from './plan.js'
 import { prepareRun, type TrainableRecipe } from './prepare.js'
+import { prepareOnline } from './prepare-online.js'
 import { type Run, type RunOptions, startPlan, startRun } from './run.js'
+
+const prepare = { offline: prepareRun, online: prepareOnline }
 
 /** Trains as the recipe says: an async iterable of events, with the result as a promise. */
 export function run(recipe: TrainableRecipe, options: RunOptions = {}): Run {
-  return startRun(recipe, prepareRun, options)
+  return startRun(recipe, prepare, options)
 }
 
 /** Runs several stages, each from the results of earlier ones; finished ones with the same inputs are skipped. */
@@ -16,7 +19,7 @@ export function runStages(
   stages: readonly PipelineStage[],
   options: Omit<RunOptions, 'resume'> = {},
 ): PipelineRun {
-  return startPipeline(name, stages, prepareRun, options)
+  return startPipeline(name, stages, prepare, options)
 }
 
 /** What a run of the recipe would do and cost: steps, memory, time. Trains nothing and writes no run directory. */
@@ -24,7 +27,7 @@ export function plan(
   recipe: TrainableRecipe,
   options: { signal?: AbortSignal; emit?: Listener } = {},
 ): Promise<PlanReport> {
-  return startPlan(recipe, prepareRun, options)
+  return startPlan(recipe, prepare, options)
 }
 
 export { openAdapter, type RunAdapter } from './adapter.js'

@@ -34,7 +34,15 @@ import { loadBase } from '../models/loaded-base.js'
 import type { LoraConfig } from '../models/lora-config.js'
 import { openRuntime, type Runtime, type RuntimeOptions } from '../runtime/index.js'
 import { openAdapter, openFrozen } from './adapter.js'
-import type { HeldOutGroup, PreparedRun, PrepareOptions, ResolvedRecipe, RowUnit, RunContext } from './context.js'
+import type {
+  HeldOutGroup,
+  PreparedRun,
+  PrepareOptions,
+  ReferenceModel,
+  ResolvedRecipe,
+  RowUnit,
+  RunContext,
+} from './context.js'
 import type { ChoiceRow, Document } from './evaluate.js'
 import type { FrozenAdapter } from './scorer.js'
 import { openTrainProgram } from './step.js'
@@ -78,7 +86,7 @@ export interface TrainableRecipe extends ResolvedRecipe {
 
 const mib = 2 ** 20
 /** Long enough for a stable rate, short beside a step. */
-const ceilingProbeMs = 20
+export const ceilingProbeMs = 20
 const evaluationSampleTokens = 48
 
 export interface Sources {
@@ -105,7 +113,7 @@ export function sourcesOf(data: DataOptions, seed: number, emit: RunContext['emi
 }
 
 /** Whether a dataset module gives held-out rows. */
-async function hasHeldOut(data: DataOptions, seed: number): Promise<boolean> {
+export async function hasHeldOut(data: DataOptions, seed: number): Promise<boolean> {
   if (!data.dataset) return data.heldOut !== undefined
   return (await data.dataset.load({ seed, log: () => {} })).heldOut !== undefined
 }
@@ -250,27 +258,12 @@ function reportLosses(report: DataReport, maxLength: number, emit: RunContext['e
   if (dropped > 0) emit({ type: 'warning', message: `${dropped} of ${sourceRows} rows were left out` })
 }
 
-/** The frozen model that log-probabilities are compared with; null: the base alone; undefined: none. */
-function openReference(base: OpenedBase, options: PrepareOptions): FrozenAdapter | null | undefined {
-  const { reference, startAdapter } = options
-  if (reference === undefined) return undefined
-  if (reference === 'base') return null
-  const folder = reference === 'start' ? startAdapter : reference.adapter
-  if (folder === undefined) throw new Error("stage.reference is 'start', and stage.startAdapter names no adapter")
-  return openFrozen(base, folder)
-}
-
-/** Opens everything that a run of the recipe needs. */
-export async function prepareRun(
-  given: ResolvedRecipe,
-  options: PrepareOptions,
-  emit: RunContext['emit'],
-): Promise<PreparedRun & { data: PreparedData; runtime: Runtime }> {
-  const recipe = given as TrainableRecipe
+/** Base directory and runtime of a recipe; what is opened later is added to `closing`. */
+export async function openParts(recipe: TrainableRecipe, signal: AbortSignal | undefined, emit: RunContext['emit']) {
   const { source, format } = typeof recipe.base === 'string' ? { source: recipe.base, format: undefined } : recipe.base
   const found = await prepareBase(source, {
     format,
-    signal: options.signal,
+    signal,
     onProgress: ({ message, done = 0, total }) =>
       emit({ type: 'progress', task: message, done, ...(total ? { total } : {}), unit: 'bytes' }),
   })
@@ -286,7 +279,35 @@ export async function prepareRun(
         message: `running without our kernels, correct and slower: ${runtime.info.reason ?? ''}`,
       })
     }
-    const opened = openBase(found.dir)
+    return { found, runtime, opened: openBase(found.dir), closing, closeAll }
+  } catch (error) {
+    await closeAll()
+    throw error
+  }
+}
+
+/** The frozen model that log-probabilities are compared with; null: the base alone; undefined: none. */
+export function openReference(
+  base: OpenedBase,
+  options: { reference?: ReferenceModel | undefined; startAdapter?: string | undefined },
+): FrozenAdapter | null | undefined {
+  const { reference, startAdapter } = options
+  if (reference === undefined) return undefined
+  if (reference === 'base') return null
+  const folder = reference === 'start' ? startAdapter : reference.adapter
+  if (folder === undefined) throw new Error("stage.reference is 'start', and stage.startAdapter names no adapter")
+  return openFrozen(base, folder)
+}
+
+/** Opens everything that a run of the recipe needs. */
+export async function prepareRun(
+  given: ResolvedRecipe,
+  options: PrepareOptions,
+  emit: RunContext['emit'],
+): Promise<PreparedRun & { data: PreparedData; runtime: Runtime }> {
+  const recipe = given as TrainableRecipe
+  const { found, runtime, opened, closing, closeAll } = await openParts(recipe, options.signal, emit)
+  try {
     const data = await prepareData(opened, recipe.data, options, emit)
     closing.push(() => data.store.close())
     const loader = new Loader({

@@ -6,6 +6,7 @@ import type { PreparedRun, PrepareOptions, ResolvedRecipe, RunContext } from './
 import { EventStream, type Listener, type RunResult, type TrainingEvent } from './events.js'
 import { openMetricsLog } from './metrics-log.js'
 import { defaultBudgetMb, type PlanReport } from './plan.js'
+import type { PreparedOnline, PrepareOnlineOptions } from './prepare-online.js'
 import { hashRecipe, openRunDirectory, writeJson } from './run-directory.js'
 import { stages } from './stages/index.js'
 import type { StageDefinition } from './stages/stage.js'
@@ -29,11 +30,13 @@ export interface Run extends AsyncIterable<TrainingEvent> {
   readonly result: Promise<RunResult>
 }
 
-export type Prepare = (
-  recipe: ResolvedRecipe,
-  options: PrepareOptions,
-  emit: RunContext['emit'],
-) => Promise<PreparedRun>
+type Open<Options, Prepared> = (recipe: ResolvedRecipe, options: Options, emit: RunContext['emit']) => Promise<Prepared>
+
+/** How base, data and programs are opened. */
+export interface Prepare {
+  offline: Open<PrepareOptions, PreparedRun>
+  online: Open<PrepareOnlineOptions, PreparedOnline>
+}
 
 function stageOf(recipe: ResolvedRecipe): StageDefinition {
   const stage = (stages as unknown as Record<string, StageDefinition>)[recipe.stage.type]
@@ -61,6 +64,32 @@ export function startRun(recipe: ResolvedRecipe, prepare: Prepare, options: RunO
   const stream = new EventStream()
   for (const listener of options.listeners ?? []) stream.listen(listener)
 
+  /** Opens, and notes what the run is made of. */
+  const open = async <
+    Options extends PrepareOptions | PrepareOnlineOptions,
+    Prepared extends PreparedRun | PreparedOnline,
+  >(
+    prepare: Open<Options, Prepared>,
+    wanted: Options,
+  ): Promise<Prepared> => {
+    // What is kept and what is recomputed follows from the budget: a resumed run keeps that of its start
+    const memoryBudgetMb = wanted.memoryBudgetMb ?? savedBudget(runDir) ?? defaultBudgetMb()
+    const prepared = await prepare(recipe, { ...wanted, memoryBudgetMb }, (event) => stream.emit(event))
+    const { base, device, isa, versions, hashes } = prepared
+    writeJson(join(runDir, 'run.json'), {
+      memoryBudgetMb,
+      startedAt: new Date().toISOString(),
+      recipeHash: hashRecipe(recipe),
+      seed: wanted.seed,
+      base,
+      device,
+      isa,
+      versions,
+      hashes,
+    })
+    return prepared
+  }
+
   const work = async (): Promise<RunResult> => {
     const directory = openRunDirectory({ path: runDir, recipe, isResume: options.resume ?? false })
     const log = openMetricsLog(directory.metrics)
@@ -73,23 +102,8 @@ export function startRun(recipe: ResolvedRecipe, prepare: Prepare, options: RunO
           resume: options.resume ? { fallback: options.resumeFallback ?? false } : undefined,
           signal: options.signal,
           emit: (event) => stream.emit(event),
-          async prepare(wanted) {
-            // What is kept and what is recomputed follows from the budget: a resumed run keeps that of its start
-            const memoryBudgetMb = wanted.memoryBudgetMb ?? savedBudget(runDir) ?? defaultBudgetMb()
-            const prepared = await prepare(recipe, { ...wanted, memoryBudgetMb }, (event) => stream.emit(event))
-            writeJson(join(runDir, 'run.json'), {
-              memoryBudgetMb,
-              startedAt: new Date().toISOString(),
-              recipeHash: hashRecipe(recipe),
-              seed: wanted.seed,
-              base: prepared.base,
-              device: prepared.device,
-              isa: prepared.isa,
-              versions: prepared.versions,
-              hashes: prepared.hashes,
-            })
-            return prepared
-          },
+          prepare: (wanted) => open(prepare.offline, wanted),
+          prepareOnline: (wanted) => open(prepare.online, wanted),
         },
         stage.schema.parse(recipe.stage),
       )
@@ -133,7 +147,9 @@ export function startPlan(
       signal: options.signal,
       emit,
       prepare: (wanted) =>
-        prepare(recipe, { ...wanted, memoryBudgetMb: wanted.memoryBudgetMb ?? defaultBudgetMb() }, emit),
+        prepare.offline(recipe, { ...wanted, memoryBudgetMb: wanted.memoryBudgetMb ?? defaultBudgetMb() }, emit),
+      prepareOnline: (wanted) =>
+        prepare.online(recipe, { ...wanted, memoryBudgetMb: wanted.memoryBudgetMb ?? defaultBudgetMb() }, emit),
     },
     stage.schema.parse(recipe.stage),
   )

@@ -31,7 +31,7 @@ export function toyRecipe(stage: Record<string, unknown> = {}): ResolvedRecipe {
 }
 
 export function toyPrepare(options: { delayMs?: number; poisonRow?: number } = {}): Prepare {
-  return async (_, wanted): Promise<PreparedRun> => {
+  const offline: Prepare['offline'] = async (_, wanted): Promise<PreparedRun> => {
     const delay = () => new Promise<void>((resolve) => setTimeout(resolve, options.delayMs))
     const program = createToyProgram({ vocabSize, poisonToken: 5, ...(options.delayMs ? { delay } : {}) })
     const documents = toyDocuments(24, vocabSize, 7).map(({ ids, labels, row }) => ({
@@ -58,4 +58,8 @@ export function toyPrepare(options: { delayMs?: number; poisonRow?: number } = {
       close: () => program.close(),
     }
   }
+  const online = async () => {
+    throw new Error('the toy samples nothing')
+  }
+  return { offline, online }
 }

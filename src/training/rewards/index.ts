@@ -25,7 +25,7 @@ export function namesOf(specs: readonly RewardSpec[]): string[] {
 /** @param openModel a scorer of the reward model in a folder */
 export async function openRewards(
   specs: readonly RewardSpec[],
-  models: { open(folder: string): Promise<Scorer>; maxTokens: number },
+  models: { open(folder: string): Promise<Scorer>; most: { readonly maxTokens: number; readonly size: number } },
 ): Promise<RewardSource[]> {
   const names = namesOf(specs)
   const sources: RewardSource[] = []
@@ -33,7 +33,7 @@ export async function openRewards(
     for (const [i, spec] of specs.entries()) {
       const common = { name: names[i]!, weight: spec.weight }
       if ('model' in spec) {
-        sources.push(modelReward({ ...common, scorer: await models.open(spec.model), maxTokens: models.maxTokens }))
+        sources.push(modelReward({ ...common, scorer: await models.open(spec.model), most: models.most }))
         continue
       }
       const guard = { timeoutMs: spec.timeoutSeconds * 1000, onFailure: spec.onFailure }

@@ -5,16 +5,16 @@ import type { MicroBatch } from '../program.js'
 import type { Scorer } from '../scorer.js'
 import type { RewardSource } from './reward.js'
 
-/** The scalar at the last token of each sequence, in packs of at most `maxTokens`. */
+/** The scalar at the last token of each sequence, in packs of at most `size` sequences and `maxTokens`. */
 export async function scoreSequences(
   scorer: { score(batch: MicroBatch): Promise<Float32Array> },
   sequences: readonly ArrayLike<number>[],
-  maxTokens: number,
+  most: { readonly maxTokens: number; readonly size: number },
   onProgress?: (done: number) => void,
 ): Promise<Float32Array> {
   const scores = new Float32Array(sequences.length)
   let at = 0
-  for (const group of groupByTokens(sequences, ({ length }) => length, maxTokens)) {
+  for (const group of groupByTokens(sequences, ({ length }) => length, most.maxTokens, most.size)) {
     const batch = packDocuments(group.map((ids) => ({ ids, labels: new Int32Array(ids.length).fill(-100) })))
     scores.set(await scorer.score(lastTokenRows(batch)), at)
     at += group.length
@@ -27,14 +27,14 @@ export interface ModelRewardOptions {
   readonly name: string
   readonly weight: number
   readonly scorer: Scorer
-  readonly maxTokens: number
+  readonly most: { readonly maxTokens: number; readonly size: number }
 }
 
-export function modelReward({ name, weight, scorer, maxTokens }: ModelRewardOptions): RewardSource {
+export function modelReward({ name, weight, scorer, most }: ModelRewardOptions): RewardSource {
   return {
     name,
     weight,
-    score: async (_, ids) => Array.from(await scoreSequences(scorer, ids, maxTokens)),
+    score: async (_, ids) => Array.from(await scoreSequences(scorer, ids, most)),
     close: () => scorer.close(),
   }
 }

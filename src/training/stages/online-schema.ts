@@ -83,3 +83,20 @@ export const onlineFields = {
 } as const
 
 export type OnlineOptions = z.output<z.ZodObject<typeof onlineFields>>
+
+/** Checks between the common fields. */
+export function checkOnline(
+  stage: Pick<OnlineOptions, 'warmupSteps' | 'maxSteps' | 'schedule'>,
+  context: z.RefinementCtx,
+): void {
+  const problem = (path: string[], message: string) => context.addIssue({ code: 'custom', path, message })
+  if (stage.warmupSteps >= 1 && !Number.isInteger(stage.warmupSteps)) {
+    problem(['warmupSteps'], `${stage.warmupSteps} is neither whole steps nor a share below 1`)
+  }
+  if (stage.maxSteps !== undefined && stage.warmupSteps >= 1 && stage.warmupSteps >= stage.maxSteps) {
+    problem(['warmupSteps'], `warm-up of ${stage.warmupSteps} steps leaves none of maxSteps ${stage.maxSteps}`)
+  }
+  if (stage.schedule.type === 'constant' && stage.warmupSteps > 0) {
+    problem(['warmupSteps'], "schedule constant has no warm-up: use 'constant_with_warmup', or remove warmupSteps")
+  }
+}

@@ -1,14 +1,14 @@
 // The whole line in one file, over one 4-bit base: SmolLM2 learns to continue addresses to Congress (sft), a reward model
 // learns which of two continuations is the more positive (reward), and PPO, GRPO and DPO learn to write such, each from the
-// supervised adapter. The preference is a rule over real text, the valence of a published word list
-// (datasets/valence.ts), never a person's. Run it with: npx espalier run recipes/align.ts
-// Run again, it skips the stages that are finished.
+// supervised adapter: PPO by the reward model, GRPO by the rule itself, DPO by the pairs. The preference is a rule over real
+// text, the valence of a published word list (datasets/valence.ts), never a person's.
+// Run it with: npx espalier run recipes/align.ts
+// About twelve minutes on two quiet cores and 1.1 GB. Run again, it skips the stages that are finished.
 import { definePipeline } from 'espalier'
-import { createValence } from '../datasets/valence.js'
+import { createValence, goldReward } from '../datasets/valence.js'
 
 const valence = createValence({ heldOutRows: 256, trainRows: 1536 })
-const seed = Number(process.env.ESPALIER_ALIGN_SEED ?? 0)
-const tuned = { startAdapter: 'stage:sft', reference: 'start', seed } as const
+const tuned = { startAdapter: 'stage:sft', reference: 'start' } as const
 
 export default definePipeline({
   name: 'align',
@@ -24,7 +24,6 @@ export default definePipeline({
         warmupSteps: 0.1,
         maxLength: 128,
         microBatchSize: 8,
-        seed,
       },
     },
     reward: {
@@ -38,7 +37,6 @@ export default definePipeline({
         maxLength: 128,
         microBatchSize: 8,
         centerRewardsCoefficient: 0.01,
-        seed,
       },
     },
     ppo: {
@@ -48,16 +46,16 @@ export default definePipeline({
         ...tuned,
         rewards: [{ model: 'stage:reward' }],
         value: { startAdapter: 'stage:reward' },
-        maxSteps: 24,
+        maxSteps: 14,
         promptsPerStep: 64,
         maxCompletionLength: 48,
         temperature: 1,
         numPpoEpochs: 2,
         numMiniBatches: 2,
-        klCoefficient: 0.05,
+        klCoefficient: 0.15,
+        missingEosPenalty: 1,
         learningRate: 2e-4,
-        microBatchSize: 16,
-        evaluation: { maxRows: 64 },
+        microBatchSize: 8,
       },
     },
     grpo: {
@@ -65,17 +63,17 @@ export default definePipeline({
       stage: {
         type: 'grpo',
         ...tuned,
-        rewards: [{ model: 'stage:reward' }],
+        rewards: [{ name: 'valence', function: ({ completion }) => goldReward(completion) }],
         loss: 'dr_grpo',
-        beta: 0.04,
-        maxSteps: 24,
+        beta: 0.08,
+        maxSteps: 14,
         promptsPerStep: 8,
         numGenerations: 8,
         maxCompletionLength: 48,
         numMiniBatches: 2,
-        learningRate: 2e-4,
-        microBatchSize: 16,
-        evaluation: { maxRows: 64 },
+        learningRate: 3e-4,
+        schedule: 'cosine',
+        microBatchSize: 8,
       },
     },
     dpo: {

@@ -5,6 +5,7 @@ import type { CacheType } from '../compiler/ops/paged-attention.js'
 import type { AdapterShape } from '../models/adapter-slot.js'
 import type { Precision } from '../models/graphs.js'
 import type { LoadedBase } from '../models/loaded-base.js'
+import type { DeviceBuffer } from '../runtime/types.js'
 import { AdapterStore, type SharedArena } from './adapters.js'
 import { type Batch, countGenerated, countTokens, type Drawing, decodeBatch, prefillBatch } from './batch.js'
 import { availableBlocks, blocksFor, blockTokens } from './blocks.js'
@@ -49,6 +50,8 @@ export interface EngineOptions {
   readonly adapterFloats?: number
   /** Adapter memory of somebody else, instead of `adapterFloats`. */
   readonly arena?: SharedArena
+  /** Memory of somebody else that is free while requests run, for the cache: whoever writes it must `touchAdapter` before the next. */
+  readonly lent?: DeviceBuffer
   /** Prompt tokens of one step. Default 512. */
   readonly prefillTokens?: number
   /** Prompt tokens of a step that decodes too: who reads along waits for them. Default 128. */
@@ -149,6 +152,7 @@ export class Engine implements TextEngine {
         editsPerDraw: Math.min(config.vocabSize, maxSequenceTokens + maxLogitBiases),
         slots: store.slots,
         adapterLeaf: store.leaf,
+        lent: options.lent,
       })
       const host = {
         numLayers: config.numHiddenLayers,

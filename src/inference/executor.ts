@@ -1,5 +1,6 @@
 // Runs the engine's steps: the programs of the two roles over one paged cache, and the byte moves between blocks and
 // host memory. Buffers are made once, for the largest step.
+
 import { compile } from '../compiler/compile.js'
 import { bytesOf, type Graph } from '../compiler/graph.js'
 import { type CacheType, cacheTensors } from '../compiler/ops/paged-attention.js'
@@ -11,6 +12,7 @@ import type { LoadedBase } from '../models/loaded-base.js'
 import { type BoundProgram, bindProgram, type LeafMemory } from '../runtime/bind.js'
 import type { DeviceBuffer } from '../runtime/types.js'
 import type { Batch, Draw } from './batch.js'
+import { BorrowedMemory } from './borrowed-memory.js'
 import type { PartialDecoder } from './drafts/source.js'
 import type { BlockMove } from './swap.js'
 
@@ -20,6 +22,8 @@ export interface ExecutorOptions {
   readonly base: LoadedBase
   readonly precision: Precision
   readonly cacheType: CacheType
+  /** Memory that is free while the engine runs, for the cache. */
+  readonly lent?: DeviceBuffer | undefined
   readonly blocks: number
   readonly blocksPerSequence: number
   readonly maxSequences: number
@@ -43,8 +47,7 @@ export interface Drawn {
 }
 
 /** One tensor of one layer's cache: `runs` times all blocks. */
-interface CacheBuffer {
-  readonly buffer: DeviceBuffer
+interface CacheBuffer extends LeafMemory {
   readonly runs: number
   readonly blockBytes: number
 }
@@ -69,6 +72,7 @@ function pagedOf(options: ExecutorOptions, role: Role, config: ModelConfig): Gra
 export class Executor {
   private readonly options: ExecutorOptions
   private readonly leaf: (name: string) => LeafMemory | null
+  private readonly memory: BorrowedMemory
   private readonly cache: readonly CacheBuffer[]
   private readonly blocks: number
   private readonly maskWords: number
@@ -84,6 +88,7 @@ export class Executor {
   private constructor(
     options: ExecutorOptions,
     memory: {
+      memory: BorrowedMemory
       cache: readonly CacheBuffer[]
       leaf: (name: string) => LeafMemory | null
       workspace: DeviceBuffer
@@ -92,6 +97,7 @@ export class Executor {
   ) {
     this.options = options
     this.leaf = memory.leaf
+    this.memory = memory.memory
     this.cache = memory.cache
     this.workspace = memory.workspace
     this.programs = memory.programs
@@ -115,13 +121,15 @@ export class Executor {
       decode: compiled('decode', options.decodeRows, options.decodeRows),
     }
     const leaves = new Map<string, LeafMemory>()
+    const memory = new BorrowedMemory(runtime, options.lent)
     const cache: CacheBuffer[] = []
     for (let layer = 0; layer < config.numHiddenLayers; layer++)
       for (const tensor of cacheTensors(runtime.info, cacheType, blocks, config.numKeyValueHeads, config.headDim)) {
-        const buffer = runtime.allocate(bytesOf[tensor.dtype] * tensor.shape.reduce((a, b) => a * b, 1))
+        const byteLength = bytesOf[tensor.dtype] * tensor.shape.reduce((a, b) => a * b, 1)
+        const place = memory.take(byteLength)
         const runs = tensor.shape.slice(0, tensor.blockAxis).reduce((a, b) => a * b, 1)
-        cache.push({ buffer, runs, blockBytes: buffer.byteLength / runs / blocks })
-        leaves.set(cacheLeafName(layer, tensor.name), { buffer, byteOffset: 0 })
+        cache.push({ ...place, runs, blockBytes: byteLength / runs / blocks })
+        leaves.set(cacheLeafName(layer, tensor.name), place)
       }
     // The two never run at once.
     const workspace = runtime.allocate(Math.max(64, graphs.prefill.workspaceBytes, graphs.decode.workspaceBytes))
@@ -130,7 +138,7 @@ export class Executor {
       prefill: await bindProgram(runtime, graphs.prefill, { leaf, workspace, hasShortNodes: true }),
       decode: await bindProgram(runtime, graphs.decode, { leaf, workspace, hasShortNodes: true }),
     }
-    return new Executor(options, { cache, leaf, workspace, programs })
+    return new Executor(options, { memory, cache, leaf, workspace, programs })
   }
 
   /** Moves whole blocks; nothing runs meanwhile. */
@@ -167,9 +175,9 @@ export class Executor {
 
   /** Where a block's bytes are. */
   private *partsOf(block: number): Generator<Uint8Array> {
-    for (const { buffer, runs, blockBytes } of this.cache)
+    for (const { buffer, byteOffset, runs, blockBytes } of this.cache)
       for (let run = 0; run < runs; run++) {
-        const at = (run * this.blocks + block) * blockBytes
+        const at = byteOffset + (run * this.blocks + block) * blockBytes
         yield buffer.bytes.subarray(at, at + blockBytes)
       }
   }
@@ -220,7 +228,7 @@ export class Executor {
     this.programs.prefill.close()
     this.programs.decode.close()
     this.workspace.free()
-    for (const { buffer } of this.cache) buffer.free()
+    this.memory.free()
     this.host.clear()
   }
 }

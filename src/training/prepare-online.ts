@@ -191,6 +191,7 @@ export async function prepareOnline(
       tokenizer,
       adapter: adapter.layout.adapter,
       memory: policy.memory,
+      workspace: policy.workspace,
       precision,
       maxSequences: Math.min(64, options.promptsPerStep * options.numGenerations),
       maxSequenceTokens: maxSequence,

@@ -8,6 +8,12 @@ const stepEveryMs = 2000
 const progressEveryMs = 5000
 const sampleCharacters = 160
 
+/** What is worth a place in the line of a step. */
+const keyNames = ['rewards/total', 'rewards/accuracies', 'rewards/margins', 'rewards/accuracy', 'kl/policyRef']
+
+const keyMetrics = (metrics: Record<string, number> = {}) =>
+  keyNames.flatMap((name) => (metrics[name] === undefined ? [] : `${name} ${metrics[name].toFixed(3)}`))
+
 export function plainLines(write: (line: string) => void, now: () => number = Date.now): Listener {
   let lastStep = Number.NEGATIVE_INFINITY
   let lastProgress = Number.NEGATIVE_INFINITY
@@ -42,6 +48,7 @@ export function plainLines(write: (line: string) => void, now: () => number = Da
         `gradient ${event.gradNorm.toPrecision(3)}`,
         `${Math.round(event.tokensPerSecond)} tokens/s`,
         event.ceilingShare === undefined ? undefined : `${percent(event.ceilingShare)} of the ceiling`,
+        ...keyMetrics(event.metrics),
         megabytes(event.rssMb),
         `left ${clock(event.etaSeconds)}`,
       ]

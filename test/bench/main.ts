@@ -8,9 +8,17 @@ const benches: Record<string, { describe: string; load: () => Promise<Bench> }> 
     describe: 'training throughput, share of the ceiling, memory',
     load: async () => (await import('./train.js')).benchTrain,
   },
+  align: {
+    describe: 'recipes/align.ts whole: reward model, DPO, PPO, GRPO on held-out prompts',
+    load: async () => (await import('./align.js')).benchAlign,
+  },
   dpo: {
     describe: 'a step of DPO against a supervised step of the same tokens',
     load: async () => (await import('./dpo.js')).benchDpo,
+  },
+  ppo: {
+    describe: 'an iteration of PPO: sampling, updates, the rest, memory',
+    load: async () => (await import('./ppo.js')).benchPpo,
   },
   load: {
     describe: 'time from process start to a session that can run',

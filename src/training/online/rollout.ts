@@ -38,6 +38,8 @@ export interface RolloutEngineOptions {
   /** The adapter in training and the memory of its flat parameters. */
   readonly adapter: AdapterShape
   readonly memory: DeviceBuffer
+  /** Memory that is free while completions are sampled: the cache lies there. */
+  readonly workspace: DeviceBuffer
   readonly precision: Precision
   readonly cacheType?: CacheType
   /** Sequences that run at once. */
@@ -72,7 +74,7 @@ export class RolloutEngine {
 
   /** @throws where the tokenizer names no end token: nothing could end a completion */
   static async open(options: RolloutEngineOptions): Promise<RolloutEngine> {
-    const { base, tokenizer, adapter, memory, precision, maxSequences, maxSequenceTokens } = options
+    const { base, tokenizer, adapter, memory, workspace, precision, maxSequences, maxSequenceTokens } = options
     if (tokenizer.eosId === undefined) {
       throw new Error('the tokenizer of this base names no end token, so no completion would ever end')
     }
@@ -85,6 +87,7 @@ export class RolloutEngine {
       maxSequenceTokens,
       maxAdapters: 1,
       maxRank: Math.max(...ranks),
+      lent: workspace,
       arena: { buffer: memory, reservedFloats: memory.byteLength / FLOAT_BYTES },
       drafts: null, // a batch of samples keeps the processor busy without
     })
@@ -95,11 +98,10 @@ export class RolloutEngine {
   /**
    * `numGenerations` completions of every prompt, in the order of the prompts. The same seed, step and weights give the
    * same completions, whatever else runs.
-   * @param adapter false: the base alone
    */
   async sample(
     prompts: readonly Int32Array[],
-    options: RolloutOptions & { seed: number; step: number; signal?: AbortSignal; adapter?: boolean },
+    options: RolloutOptions & { seed: number; step: number; signal?: AbortSignal },
     onProgress?: (done: number, total: number) => void,
   ): Promise<SampledCompletion[]> {
     this.engine.touchAdapter(policy) // training has written since
@@ -114,7 +116,7 @@ export class RolloutEngine {
     const streams = this.engine.submitMany(
       places.map(({ promptIds, sample }) => ({
         promptIds,
-        adapter: options.adapter === false ? null : policy,
+        adapter: policy,
         signal: own.signal,
         sampling: {
           maxNewTokens: options.maxCompletionLength,

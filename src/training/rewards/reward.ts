@@ -61,21 +61,19 @@ export async function guarded(
   signal: AbortSignal,
   score: (signal: AbortSignal) => Score | Promise<Score>,
 ): Promise<Score> {
-  const own = new AbortController()
-  const onAbort = () => own.abort(signal.reason)
-  signal.addEventListener('abort', onAbort, { once: true })
+  const late = new AbortController()
+  const own = AbortSignal.any([signal, late.signal])
   let timer: NodeJS.Timeout | undefined
   try {
     signal.throwIfAborted()
-    const late = new Promise<never>((_, reject) => {
+    const stopped = new Promise<never>((_, reject) => {
+      own.addEventListener('abort', () => reject(own.reason), { once: true })
       timer = setTimeout(() => {
-        reject(new Error(`gave no answer within ${source.timeoutMs / 1000} s`))
-        own.abort(new Error('too late'))
+        late.abort(new Error(`gave no answer within ${source.timeoutMs / 1000} s`))
       }, source.timeoutMs)
-      own.signal.addEventListener('abort', () => reject(own.signal.reason), { once: true })
     })
-    late.catch(() => {})
-    const value = await Promise.race([score(own.signal), late])
+    stopped.catch(() => {})
+    const value = await Promise.race([score(own), stopped])
     if (value === null || (typeof value === 'number' && Number.isFinite(value))) return value
     throw new Error(`gave ${String(value)}, which is no number`)
   } catch (error) {
@@ -84,6 +82,5 @@ export async function guarded(
     throw new RewardError(source.name, (error as Error)?.message ?? String(error), completion, error)
   } finally {
     clearTimeout(timer)
-    signal.removeEventListener('abort', onAbort)
   }
 }

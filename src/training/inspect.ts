@@ -2,12 +2,12 @@
 import { type Compiled, compile } from '../compiler/compile.js'
 import { openBase } from '../models/base-directory.js'
 import { prepareBase } from '../models/fetch.js'
-import { graphOptions, scoreGraph } from '../models/graphs.js'
+import { graphOptions, rewardGraph, scoreGraph } from '../models/graphs.js'
 import { architectureOf } from '../models/index.js'
 import { openAdapter } from './adapter.js'
-import type { LossName } from './losses/index.js'
-import { tokenMean } from './objectives/token-mean.js'
 import type { TrainableRecipe } from './prepare.js'
+import { stages } from './stages/index.js'
+import type { StageDefinition } from './stages/stage.js'
 import { trainGraph, updateGraph } from './step-graph.js'
 
 /** The graphs of a run: a training step, its update, evaluation. */
@@ -34,6 +34,18 @@ export interface InspectedGraph {
   gflop: number
 }
 
+/** What inspection reads of any stage's settings. */
+interface InspectedStage {
+  maxLength?: number
+  maxPromptLength?: number
+  maxCompletionLength?: number
+  microBatchSize: number
+  precision: 'fast' | 'strict'
+  recompute: 'auto' | 'all' | 'none'
+  memoryBudgetMb?: number
+  startAdapter?: string
+}
+
 export async function inspectRecipe(
   recipe: TrainableRecipe,
   options: InspectGraphOptions = {},
@@ -42,35 +54,36 @@ export async function inspectRecipe(
   const { source, format } = typeof recipe.base === 'string' ? { source: recipe.base, format: undefined } : recipe.base
   const found = await prepareBase(source, { format, signal: options.signal })
   const opened = openBase(found.dir)
-  const stage = recipe.stage as {
-    maxLength?: number
-    microBatchSize?: number
-    precision?: 'fast' | 'strict'
-    recompute?: 'auto' | 'all' | 'none'
-    memoryBudgetMb?: number
-    startAdapter?: string
-    loss?: LossName
-  }
+  const definition = (stages as unknown as Record<string, StageDefinition>)[recipe.stage.type]
+  if (!definition)
+    throw new Error(`stage ${recipe.stage.type} is not known; there are ${Object.keys(stages).join(', ')}`)
+  const stage = definition.schema.parse(recipe.stage) as InspectedStage
+  const objective = definition.objective(stage)
+  const isScore = objective.head === 'score'
   const adapter = openAdapter(opened, {
     lora: recipe.adapter,
     startAdapter: stage.startAdapter,
     seed: 0,
     baseName: found.name,
+    hasScore: isScore,
   })
-  const tokens = (stage.maxLength ?? 1024) * (stage.microBatchSize ?? 1)
-  const dims = { N: tokens, M: tokens, S: tokens + 1 }
-  const how = graphOptions(options.kernels ?? true, stage.precision ?? 'fast')
+  const { microBatchSize } = stage
+  const length = stage.maxLength ?? (stage.maxPromptLength ?? 0) + (stage.maxCompletionLength ?? 0)
+  const tokens = length * microBatchSize * (definition.sequencesPerItem ?? 1)
+  // What an objective counts beside tokens, pairs or sequences, is what a micro-batch counts
+  const dims = { N: tokens, M: tokens, S: tokens + 1, P: microBatchSize, Q: microBatchSize }
+  const how = graphOptions(options.kernels ?? true, stage.precision)
   const architecture = architectureOf(opened.config.modelType)
   const trace = { config: opened.config, formats: opened.formats, adapter: adapter.layout.adapter }
   const compilers: Record<GraphName, () => Compiled> = {
     train: () =>
-      compile(trainGraph(architecture, how, trace, tokenMean(stage.loss ?? 'crossEntropy')), {
+      compile(trainGraph(architecture, how, trace, objective), {
         dims,
-        recompute: stage.recompute ?? 'auto',
+        recompute: stage.recompute,
         ...(stage.memoryBudgetMb ? { memoryBudgetBytes: stage.memoryBudgetMb * 2 ** 20 } : {}),
       }),
     update: () => compile(updateGraph(how, adapter.layout.length), { cut: 'none', dims: {} }),
-    score: () => compile(scoreGraph(architecture, how, trace), { dims }),
+    score: () => compile((isScore ? rewardGraph : scoreGraph)(architecture, how, trace), { dims }),
   }
   const compiled = compilers[graph]()
   return {

@@ -11,6 +11,7 @@ import type { RolloutEngine, RolloutOptions, SampledCompletion } from './online/
 import { type ScoredBatch, startsOf } from './online/scored-batch.js'
 import type { AccumulateResult, MicroBatch, UpdateHyper } from './program.js'
 import type { Completion, RewardSource } from './rewards/reward.js'
+import { mean } from './statistics.js'
 import type { LiveProgram } from './step.js'
 
 /** What a method makes of the scored completions of a step. */
@@ -72,7 +73,6 @@ export interface OnlineLoopResult {
   tokensPerSecond: number
 }
 
-const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / Math.max(1, values.length)
 /** Samples of a step that are shown. */
 const shownSamples = 2
 /** Seeds of evaluation are apart from those of training steps. */
@@ -83,6 +83,7 @@ async function scoreAll(
   completions: readonly SampledCompletion[],
   prompts: readonly EncodedPrompt[],
   rewards: readonly RewardSource[],
+  endId: number,
   signal: AbortSignal,
 ): Promise<(number | null)[][]> {
   const seen: Completion[] = completions.map(({ prompt, text, completionIds, finishReason }) => ({
@@ -93,7 +94,10 @@ async function scoreAll(
     row: prompts[prompt]!.row,
     place: prompts[prompt]!.place,
   }))
-  const ids = completions.map(({ promptIds, completionIds }) => Int32Array.of(...promptIds, ...completionIds))
+  // A reward model has read completions that end: one that was cut is ended for it, so that its score means the same
+  const ids = completions.map(({ promptIds, completionIds, finishReason }) =>
+    Int32Array.of(...promptIds, ...completionIds, ...(finishReason === 'length' ? [endId] : [])),
+  )
   const bySource: (number | null)[][] = []
   for (const source of rewards) bySource.push(await source.score(seen, ids, signal))
   return completions.map((_, i) => bySource.map((scores) => scores[i]!))
@@ -171,7 +175,7 @@ export async function trainOnline(options: OnlineLoopOptions): Promise<OnlineLoo
       { ...sampling, numGenerations: 1, seed, step: evaluationStep, ...(signal ? { signal } : {}) },
       (done, total) => emit({ type: 'progress', task: 'evaluating', done, total, unit: 'completions' }),
     )
-    const scores = await scoreAll(completions, heldOut, rewards, signal ?? never)
+    const scores = await scoreAll(completions, heldOut, rewards, engine.endId, signal ?? never)
     const starts = startsOf(completions)
     const metrics: Record<string, number> = {}
     for (const [name, value] of Object.entries({
@@ -234,7 +238,7 @@ export async function trainOnline(options: OnlineLoopOptions): Promise<OnlineLoo
     )
     const starts = startsOf(completions)
     const batch = await timed('scoring', async (): Promise<ScoredBatch> => {
-      const scores = await scoreAll(completions, asked, rewards, signal ?? never)
+      const scores = await scoreAll(completions, asked, rewards, engine.endId, signal ?? never)
       const logps = await scoreCompletions(completions, starts, most, scoreWith('adapter'))
       const refLogps = method.needsReference
         ? await scoreCompletions(completions, starts, most, scoreWith('reference'))

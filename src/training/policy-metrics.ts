@@ -1,7 +1,6 @@
 // What is measured of policy updates beside the loss: how far the policy has moved, and what was clipped. Means over the
 // tokens that count, of all completions together.
-
-const mean = (values: readonly number[]) => (values.length > 0 ? values.reduce((a, b) => a + b, 0) / values.length : 0)
+import { mean } from './statistics.js'
 
 export interface PolicyMove {
   /** E[−d], E[½ d²], E[e^d − 1 − d] with d = log π − log π_old. */

@@ -1,6 +1,7 @@
 // What is measured of preference training beside its loss, under TRL's names: implicit rewards of both sides and their
 // log-probabilities, as means over the pairs (or completions) given.
 import type { PolicyScore } from './losses/preference/preference-loss.js'
+import { mean } from './statistics.js'
 
 /** Completions of one side. */
 export interface ScoredCompletions {
@@ -20,8 +21,6 @@ export function implicitRewards(
 ): number[] {
   return Array.from(logps, (logp, i) => beta * (refLogps ? logp - refLogps[i]! : score(logp, lengths[i]!)))
 }
-
-const mean = (values: ArrayLike<number>) => Array.from(values).reduce((a, b) => a + b, 0) / values.length
 
 export type PreferenceMetrics = Record<
   'rewards/chosen' | 'rewards/rejected' | 'rewards/accuracies' | 'rewards/margins' | 'logps/chosen' | 'logps/rejected',

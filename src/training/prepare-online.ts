@@ -110,7 +110,7 @@ export async function prepareOnline(
       sources.heldOut && (await sources.has()) ? (await read(sources.heldOut, options.maxEvaluationRows)).prompts : []
     const longest = [...train.prompts, ...heldOut].reduce((most, { ids }) => Math.max(most, ids.length), 0)
     const maxSequence = longest + options.maxCompletionLength
-    const maxTokens = microBatchSize * maxSequence
+    const maxTokens = microBatchSize * (maxSequence + 1) // a completion that was cut is ended for reward models
 
     const base: LoadedBase = await loadBase(runtime, opened)
     closing.push(() => base.close())

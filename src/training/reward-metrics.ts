@@ -1,5 +1,6 @@
 // What is measured of a reward model beside its loss: who wins, by how much, and whether its probabilities can be
 // believed (expected calibration error, arXiv 1706.04599); and where a score is read.
+import { mean } from './statistics.js'
 
 export interface RewardMetrics {
   /** Share of the pairs whose chosen score is strictly higher. */
@@ -10,8 +11,6 @@ export interface RewardMetrics {
   meanReward: number
   maxReward: number
 }
-
-const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length
 
 /** Scores of the two completions of each pair. */
 export function rewardMetrics(chosen: ArrayLike<number>, rejected: ArrayLike<number>): RewardMetrics {

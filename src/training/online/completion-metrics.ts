@@ -1,8 +1,8 @@
 // What the text of a step looks like: lengths, and the signs of a policy that has learned to please a reward and no one
 // else (repetition, empty or endless answers).
-import type { SampledCompletion } from './rollout.js'
 
-const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length
+import { mean } from '../statistics.js'
+import type { SampledCompletion } from './rollout.js'
 
 /** Distinct bigrams over all bigrams of the completions (Li et al. 2016, distinct-2); NaN without any. */
 export function distinct2(completions: readonly Pick<SampledCompletion, 'completionIds'>[]): number {

@@ -64,7 +64,8 @@ function seedOf(seed: number, step: number, sample: number): number {
 export class RolloutEngine {
   private readonly engine: Engine
   private readonly tokenizer: Tokenizer
-  private readonly endId: number
+  /** The token that ends a completion. */
+  readonly endId: number
 
   private constructor(engine: Engine, tokenizer: Tokenizer, endId: number) {
     this.engine = engine

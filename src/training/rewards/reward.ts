@@ -26,7 +26,7 @@ export type Score = number | null
 export interface RewardSource {
   readonly name: string
   readonly weight: number
-  /** @param ids prompt and completion tokens of each, for sources that read tokens */
+  /** @param ids prompt and completion tokens of each, ended where they were cut, for sources that read tokens */
   score(completions: readonly Completion[], ids: readonly Int32Array[], signal: AbortSignal): Promise<Score[]>
   close?(): void
 }

@@ -11,12 +11,11 @@ import {
 } from '../objectives/preference.js'
 import { implicitRewards, preferenceMetrics } from '../preference-metrics.js'
 import type { AccumulateResult, MicroBatch } from '../program.js'
+import { mean } from '../statistics.js'
 import { type DpoOptions, dpoSchema } from './dpo-schema.js'
 import { countGroups, evaluateGroups, groupBatches, outputOf } from './held-out-groups.js'
 import { type OfflineStage, planOffline, preparation, runOffline } from './offline.js'
 import { defineStage } from './stage.js'
-
-const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length
 
 /** Rewards, log-probabilities and the losses' own metrics of filled micro-batches. */
 function measure(
@@ -54,17 +53,22 @@ function measure(
   }
 }
 
+const preferenceOptions = ({ loss, beta, ldAlpha, useWeighting }: DpoOptions): PreferenceOptions => ({
+  terms: termsOf(loss),
+  beta,
+  ldAlpha,
+  useWeighting,
+})
+
 async function open(context: RunContext, options: DpoOptions): Promise<OfflineStage> {
-  const { beta, ldAlpha, useWeighting } = options
-  const terms = termsOf(options.loss)
-  const how: PreferenceOptions = { terms, beta, ldAlpha, useWeighting }
-  const needs = needsOf(terms)
+  const how = preferenceOptions(options)
+  const needs = needsOf(how.terms)
   const reference: ReferenceModel | undefined = needs.reference ? (options.reference ?? 'base') : undefined
   const prepared = await context.prepare({
     ...preparation(context, options),
     rows: 'pairs',
     packing: false,
-    objective: preferenceObjective(how),
+    objective: dpo.objective(options),
     maxDims: { P: options.microBatchSize },
     ...(reference === undefined ? {} : { reference }),
   })
@@ -120,6 +124,8 @@ async function open(context: RunContext, options: DpoOptions): Promise<OfflineSt
 export const dpo = defineStage({
   summary: 'direct preference optimization and its family, from pairs',
   schema: dpoSchema,
+  sequencesPerItem: 2,
+  objective: (options) => preferenceObjective(preferenceOptions(options)),
   run: (context, options) => runOffline(context, options, () => open(context, options)),
   plan: (context, options) => planOffline(options, () => open(context, options)),
 })

@@ -10,12 +10,12 @@ import { tokenKl } from '../online/kl.js'
 import type { ScoredBatch } from '../online/scored-batch.js'
 import type { MiniBatchResult, OnlineMethod, UpdatePlan } from '../online-loop.js'
 import { cappedRatio, clipRatios, policyMove } from '../policy-metrics.js'
+import { mean } from '../statistics.js'
 import { type GrpoOptions, grpoSchema } from './grpo-schema.js'
 import { type OnlineStage, planOnline, runOnline } from './online.js'
 import { defineStage } from './stage.js'
 
 const defaultCap = 5
-const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / Math.max(1, values.length)
 
 function lossOptions(options: GrpoOptions): PolicyObjectiveOptions {
   return {
@@ -128,7 +128,7 @@ function measure(
 async function open(context: RunContext, options: GrpoOptions): Promise<OnlineStage> {
   const prepared = await context.prepareOnline({
     ...options,
-    objective: policyObjective({ ...lossOptions(options), temperature: options.temperature }),
+    objective: grpo.objective(options),
     reference: options.beta > 0 ? (options.reference ?? 'base') : undefined,
     value: undefined,
     maxEvaluationRows: options.evaluation.maxRows,
@@ -150,6 +150,7 @@ async function open(context: RunContext, options: GrpoOptions): Promise<OnlineSt
 export const grpo = defineStage({
   summary: 'reinforcement by comparing several completions of each prompt (GRPO, Dr. GRPO, DAPO, RLOO, CISPO, …)',
   schema: grpoSchema,
+  objective: (options) => policyObjective({ ...lossOptions(options), temperature: options.temperature }),
   run: (context, options) => runOnline(context, options, () => open(context, options)),
   plan: (context, options) => planOnline(options, () => open(context, options)),
 })

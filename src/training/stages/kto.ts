@@ -31,7 +31,7 @@ async function open(context: RunContext, options: KtoOptions): Promise<OfflineSt
     ...preparation(context, options),
     rows: 'unpaired',
     packing: false,
-    objective: unpairedObjective(options),
+    objective: kto.objective(options),
     maxDims: { Q: options.microBatchSize },
     reference: options.reference ?? 'base',
   })
@@ -101,6 +101,7 @@ async function open(context: RunContext, options: KtoOptions): Promise<OfflineSt
 export const kto = defineStage({
   summary: 'preference optimization from single completions, desirable or not (KTO)',
   schema: ktoSchema,
+  objective: unpairedObjective,
   run: (context, options) => runOffline(context, options, () => open(context, options)),
   plan: (context, options) => planOffline(options, () => open(context, options)),
 })

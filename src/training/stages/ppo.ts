@@ -12,12 +12,11 @@ import { penalised, tokenRewards } from '../online/token-rewards.js'
 import { whiten } from '../online/whiten.js'
 import type { MiniBatchResult, OnlineMethod, UpdatePlan } from '../online-loop.js'
 import { policyClipFraction, policyMove, valueClipFraction } from '../policy-metrics.js'
+import { mean } from '../statistics.js'
 import type { LiveProgram } from '../step.js'
 import { type OnlineStage, planOnline, runOnline } from './online.js'
 import { type PpoOptions, ppoSchema } from './ppo-schema.js'
 import { defineStage } from './stage.js'
-
-const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / Math.max(1, values.length)
 
 /** Sums of token values by completion. */
 const sums = (values: ArrayLike<number>, starts: Int32Array) =>
@@ -146,22 +145,11 @@ function methodOf(
 }
 
 async function open(context: RunContext, options: PpoOptions): Promise<OnlineStage> {
-  const { clipRange, temperature } = options
+  const { temperature } = options
   const prepared = await context.prepareOnline({
     ...options,
     numGenerations: 1,
-    objective: policyObjective({
-      loss: 'ppo',
-      level: 'token',
-      epsilonLow: clipRange,
-      epsilonHigh: clipRange,
-      delta: null,
-      temperaturePos: 1,
-      temperatureNeg: 1,
-      beta: 0,
-      biasCorrectedKl: false,
-      temperature,
-    }),
+    objective: ppo.objective(options),
     reference: options.reference ?? 'base',
     value: {
       objective: valueObjective({ clipRange: options.clipRangeValue }),
@@ -187,6 +175,19 @@ async function open(context: RunContext, options: PpoOptions): Promise<OnlineSta
 export const ppo = defineStage({
   summary: 'proximal policy optimization with a value model',
   schema: ppoSchema,
+  objective: ({ clipRange, temperature }) =>
+    policyObjective({
+      loss: 'ppo',
+      level: 'token',
+      epsilonLow: clipRange,
+      epsilonHigh: clipRange,
+      delta: null,
+      temperaturePos: 1,
+      temperatureNeg: 1,
+      beta: 0,
+      biasCorrectedKl: false,
+      temperature,
+    }),
   run: (context, options) => runOnline(context, options, () => open(context, options)),
   plan: (context, options) => planOnline(options, () => open(context, options)),
 })

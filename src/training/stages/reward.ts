@@ -26,7 +26,7 @@ async function open(context: RunContext, options: RewardStageOptions): Promise<O
     ...preparation(context, options),
     rows: 'pairs',
     packing: false,
-    objective: rewardObjective(options),
+    objective: reward.objective(options),
     maxDims: { P: options.microBatchSize },
   })
   const fill = async (batches: MicroBatch[]) =>
@@ -67,6 +67,8 @@ async function open(context: RunContext, options: RewardStageOptions): Promise<O
 export const reward = defineStage({
   summary: 'a reward model from preference pairs: an adapter with a scalar head',
   schema: rewardSchema,
+  sequencesPerItem: 2,
+  objective: rewardObjective,
   run: (context, options) => runOffline(context, options, () => open(context, options)),
   plan: (context, options) => planOffline(options, () => open(context, options)),
 })

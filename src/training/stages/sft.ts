@@ -45,7 +45,7 @@ async function open(context: RunContext, options: SftOptions): Promise<OfflineSt
     ...preparation(context, options),
     rows: 'documents',
     packing: options.packing,
-    objective: tokenMean(options.loss),
+    objective: sft.objective(options),
   })
   return { prepared, heldOut: heldOutOf(context, prepared), samples: options.samples }
 }
@@ -53,6 +53,7 @@ async function open(context: RunContext, options: SftOptions): Promise<OfflineSt
 export const sft = defineStage({
   summary: 'supervised fine-tuning on documents, prompts with completions, or conversations',
   schema: sftSchema,
+  objective: ({ loss }) => tokenMean(loss),
   run: (context, options) => runOffline(context, options, () => open(context, options)),
   plan: (context, options) => planOffline(options, () => open(context, options)),
 })

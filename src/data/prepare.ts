@@ -28,7 +28,7 @@ import { openTokenStore, type TokenStore } from './token-store.js'
 import type { Tokenizer } from './tokenizer.js'
 
 /** Changes when the same rows would give other token files. */
-const cacheVersion = 1
+const cacheVersion = 2
 const batchTokens = 1 << 17
 const batchRows = 4096
 const leftoverMs = 24 * 3600 * 1000
@@ -81,7 +81,7 @@ export interface DataReport {
   truncatedTokens: number
   /** Rows cut into several documents. */
   split: number
-  /** Rows left out, and why. */
+  /** Rows (of preference data: groups) left out, and why. */
   dropped: number
   droppedTooLong: number
   droppedWithoutTarget: number
@@ -114,6 +114,8 @@ export interface RowOutcome {
   values?: number[]
   ties?: number
   dropped?: 'droppedTooLong' | 'droppedWithoutTarget' | 'droppedEmpty'
+  /** Of rows that make groups: how many of them are dropped. */
+  droppedGroups?: number
 }
 
 function countTargets({ labels }: EncodedRow): number {
@@ -197,7 +199,14 @@ export class RowEncoder {
   #encodeGroups(type: GroupedRowType, row: unknown, place: string): RowOutcome {
     const { maxLength, truncation = 'keepStart', tokenizer, allowUntrainedStop = false } = this.#options
     const { groups, ties } = type.encodeGroups(row, place, this.#context)
-    const outcome: RowOutcome & { values: number[] } = { documents: [], values: [], truncatedTokens: 0, ties }
+    const outcome = {
+      documents: [] as EncodedRow[],
+      values: [] as number[],
+      truncatedTokens: 0,
+      ties,
+      droppedGroups: 0,
+    }
+    let dropped: RowOutcome['dropped']
     for (const { documents, value } of groups) {
       for (const document of documents) checkMask(document, type, tokenizer, place, allowUntrainedStop)
       checkSamePrompt(documents, place)
@@ -210,13 +219,20 @@ export class RowEncoder {
         )
       }
       if (tooLong > 0 && truncation === 'drop') {
-        outcome.dropped = 'droppedTooLong'
+        dropped = 'droppedTooLong'
+        outcome.droppedGroups++
         continue
       }
       const kept =
         tooLong > 0 ? cutGroup(documents, maxLength, truncation === 'keepEnd' ? truncation : 'keepStart') : documents
       if (!kept) {
-        outcome.dropped = 'droppedWithoutTarget'
+        dropped = 'droppedWithoutTarget'
+        outcome.droppedGroups++
+        continue
+      }
+      // Cut before their first difference, or the same answer scored twice: neither is better
+      if (kept.length > 1 && kept.every(({ inputIds }) => isSame(inputIds, kept[0]!.inputIds))) {
+        outcome.ties++
         continue
       }
       const tokensOf = (all: EncodedRow[]) => all.reduce((sum, { inputIds }) => sum + inputIds.length, 0)
@@ -224,9 +240,11 @@ export class RowEncoder {
       outcome.documents.push(...kept)
       outcome.values.push(value)
     }
-    return outcome
+    return dropped ? { ...outcome, dropped } : outcome
   }
 }
+
+const isSame = (a: Int32Array, b: Int32Array): boolean => a.length === b.length && a.every((id, i) => id === b[i])
 
 /** @throws where the sides of a pair do not answer the same tokens */
 function checkSamePrompt([first, ...others]: EncodedRow[], place: string): void {
@@ -250,12 +268,12 @@ function promptLength({ labels }: EncodedRow): number {
   return first < 0 ? labels.length : first
 }
 
-/** The sides of a group cut to `maxLength`; undefined where one of them loses all that is trained. */
+/** The sides of a group cut to `maxLength`; undefined where they lose the whole prompt, or one of them all that is trained. */
 function cutGroup(documents: EncodedRow[], maxLength: number, keep: 'keepStart' | 'keepEnd'): EncodedRow[] | undefined {
   const longest = Math.max(...documents.map(({ inputIds }) => inputIds.length))
   // From the prompt as much on both sides, so that they still answer the same one
   const start = keep === 'keepEnd' ? Math.max(0, longest - maxLength) : 0
-  if (start > promptLength(documents[0]!)) return undefined
+  if (start > 0 && start >= promptLength(documents[0]!)) return undefined
   const parts = documents.map((document) => cut(document, start, Math.min(document.inputIds.length, start + maxLength)))
   return parts.every((part) => countTargets(part) > 0) ? parts : undefined
 }
@@ -404,8 +422,9 @@ export async function prepareTokens(options: PrepareOptions): Promise<PreparedTo
         batches.add(document, report.sourceRows, place, outcome.values?.[Math.floor(i / groupSize)])
       }
       if (outcome.dropped) {
-        report.dropped++
-        report[outcome.dropped]++
+        const count = outcome.droppedGroups ?? 1
+        report.dropped += count
+        report[outcome.dropped] += count
       }
       if (outcome.truncatedTokens > 0) report.truncated++
       if (!grouped && outcome.documents.length > 1) report.split++
@@ -426,7 +445,7 @@ export async function prepareTokens(options: PrepareOptions): Promise<PreparedTo
       )
     }
     if (report.rows === 0) {
-      throw new DataError(source.name, describeNothing(report))
+      throw new DataError(source.name, describeNothing(report, ties))
     }
     batches.flush()
     writer.close()
@@ -449,12 +468,13 @@ export async function prepareTokens(options: PrepareOptions): Promise<PreparedTo
   return { path, key, report, isCached: false }
 }
 
-function describeNothing(report: DataReport): string {
+function describeNothing(report: DataReport, ties: number): string {
   if (report.sourceRows === 0) return 'holds no rows'
   const reasons = [
     `${report.droppedTooLong} longer than maxLength ${report.maxLength}`,
     `${report.droppedWithoutTarget} without a trained token within it`,
     `${report.droppedEmpty} empty`,
+    ...(ties > 0 ? [`${ties} ties, where neither side is better`] : []),
   ]
   return `none of its ${report.sourceRows} rows can be used: ${reasons.join(', ')}; raise maxLength or choose another truncation`
 }

@@ -2,7 +2,7 @@
 // pure function of seed and position, so that resuming is setting the position. All are kept in memory: prompts are small.
 import { createHash } from 'node:crypto'
 import type { ChatTemplate } from './chat-template.js'
-import { brief, DataError } from './errors.js'
+import { brief, DataError, messageOf } from './errors.js'
 import { permutation } from './random.js'
 import type { RowSource } from './row-source.js'
 import { parseMessages, parseTools } from './row-types/messages.js'
@@ -44,12 +44,14 @@ function encodePrompt(row: Row, place: string, options: ReadPromptsOptions): Pic
   if (!Array.isArray(prompt)) fail(`"prompt" must be a text or a list of messages, not ${brief(prompt)}`)
   const messages = parseMessages(prompt, 'prompt', fail)
   if (!template) fail('a prompt of messages needs a chat template and this base has none; set data.chatTemplate')
-  const text = template!.render(messages, {
-    addGenerationPrompt: true,
-    tools: parseTools(row.tools, fail),
-    ...(templateVariables ? { variables: templateVariables } : {}),
-  })
-  return { text, ids: Int32Array.from(tokenizer.encode(text)) }
+  const tools = parseTools(row.tools, fail)
+  const variables = templateVariables ? { variables: templateVariables } : {}
+  try {
+    const text = template!.render(messages, { addGenerationPrompt: true, tools, ...variables })
+    return { text, ids: Int32Array.from(tokenizer.encode(text)) }
+  } catch (error) {
+    throw new DataError(place, messageOf(error), { cause: error })
+  }
 }
 
 /** All prompts of a source. @throws DataError for a row without a usable prompt, and where none is short enough */
@@ -70,13 +72,16 @@ export async function readPrompts(
     if (encoded.ids.length > maxPromptLength) tooLong++
     else {
       prompts.push({ ...encoded, row: row as Row, place })
-      hash.update(encoded.ids)
+      // The length keeps apart what is cut elsewhere
+      hash.update(Int32Array.of(encoded.ids.length)).update(encoded.ids)
     }
   }
   if (prompts.length === 0) {
     throw new DataError(
       source.name,
-      tooLong > 0 ? `all ${tooLong} prompts are longer than maxPromptLength ${maxPromptLength}` : 'holds no rows',
+      tooLong > 0
+        ? `all ${tooLong} prompts are longer than maxPromptLength ${maxPromptLength}; raise it, or shorten them`
+        : 'holds no rows; give rows with a "prompt"',
     )
   }
   return { prompts, tooLong, hash: hash.digest('hex') }

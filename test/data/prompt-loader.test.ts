@@ -2,7 +2,12 @@
 import { expect, it } from 'vitest'
 import { createChatTemplate } from '../../src/data/chat-template.js'
 import { DataError } from '../../src/data/errors.js'
-import { PromptLoader, type PromptLoaderOptions, type ReadPromptsOptions, readPrompts } from '../../src/data/prompt-loader.js'
+import {
+  PromptLoader,
+  type PromptLoaderOptions,
+  type ReadPromptsOptions,
+  readPrompts,
+} from '../../src/data/prompt-loader.js'
 import { iterableSource } from '../../src/data/row-source.js'
 import { promptCompletion } from '../../src/data/row-types/prompt-completion.js'
 import { ignoreIndex, type Row } from '../../src/data/row-types/row-type.js'
@@ -28,7 +33,11 @@ const take = (loader: PromptLoader, steps: number): string[][] =>
   Array.from({ length: steps }, () => loader.next().map(({ text }) => text))
 
 it('reads texts and messages, with the row and its place', async () => {
-  const rows = [{ prompt: 'hello ', answer: 4 }, { prompt: [user] }, { prompt: [{ role: 'system', content: 's' }, user] }]
+  const rows = [
+    { prompt: 'hello ', answer: 4 },
+    { prompt: [user] },
+    { prompt: [{ role: 'system', content: 's' }, user] },
+  ]
   const { prompts, tooLong } = await read(rows)
   expect(tooLong).toBe(0)
   expect(prompts.map(({ text }) => text)).toEqual([
@@ -139,7 +148,14 @@ it('continues from a saved state, and refuses a damaged or another one', async (
   }
   const loader = await loaderOf(7)
   const state = loader.getState() as object
-  for (const damaged of [undefined, null, {}, { ...state, version: 2 }, { ...state, position: -1 }, { ...state, position: 0.5 }])
+  for (const damaged of [
+    undefined,
+    null,
+    {},
+    { ...state, version: 2 },
+    { ...state, position: -1 },
+    { ...state, position: 0.5 },
+  ])
     expect(() => loader.setState(damaged)).toThrow(/damaged; resume from another checkpoint/)
   const others = [
     await loaderOf(8),
@@ -152,10 +168,12 @@ it('continues from a saved state, and refuses a damaged or another one', async (
 
 it('tells prompts apart that are cut elsewhere, or come from another tokenizer', async () => {
   const hashOf = async (prompts: string[], more: Partial<ReadPromptsOptions> = {}): Promise<string> =>
-    (await read(
-      prompts.map((prompt) => ({ prompt })),
-      more,
-    )).hash
+    (
+      await read(
+        prompts.map((prompt) => ({ prompt })),
+        more,
+      )
+    ).hash
   const hash = await hashOf(['ab', 'c'])
   expect(await hashOf(['ab', 'c'])).toBe(hash)
   expect(await hashOf(['a', 'bc'])).not.toBe(hash)

@@ -19,9 +19,18 @@ function dataLines(name: string, report: DataReport): [string, string][] {
     report.droppedTooLong && `${report.droppedTooLong} too long`,
     report.droppedWithoutTarget && `${report.droppedWithoutTarget} without a trained token`,
     report.droppedEmpty && `${report.droppedEmpty} empty`,
+    report.ties && `${report.ties} ties`,
   ].filter(Boolean)
   return [
     [`${name} rows`, `${integer(report.rows)} ${report.type} from ${integer(report.sourceRows)} of ${report.source}`],
+    ...(report.groups === undefined
+      ? []
+      : [
+          [
+            `${name} groups`,
+            `${integer(report.groups)}, mean tokens ${report.meanLengths!.map(integer).join(' and ')}`,
+          ] as [string, string],
+        ]),
     [`${name} tokens`, `${integer(report.tokens)}, ${percent(report.targetTokens / report.tokens)} trained`],
     [
       `${name} lengths`,

@@ -39,7 +39,7 @@ export function detectRowType(row: unknown, place: string): RowTypeName {
   }
   const wanted = rowTypeNames.flatMap((name) => rowTypes[name].columns)
   const hints = columns.flatMap((column) => {
-    const meant = nearest(column, wanted)
+    const meant = wanted.includes(column) ? undefined : nearest(column, wanted)
     return meant === undefined ? [] : [`"${column}" for "${meant}"?`]
   })
   throw new DataError(

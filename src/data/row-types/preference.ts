@@ -98,7 +98,13 @@ export const preference = defineGroupedRowType<ParsedPair>({
     }
     if (typeof prompt === 'string') return { prompt, chosen, rejected, ...rest }
     if (typeof chosen === 'string') fail('"prompt" is a list of messages and "chosen" a text; make both the same')
-    return { prompt: parseMessages(prompt, 'prompt', fail), chosen, rejected, ...rest }
+    const before = parseMessages(prompt, 'prompt', fail)
+    // Whole conversations that begin with the prompt
+    const repeats = [chosen, rejected].every((side) =>
+      before.every((message, i) => JSON.stringify(message) === JSON.stringify((side as ChatMessage[])[i])),
+    )
+    if (repeats) return { ...splitSides(chosen, rejected, fail), ...rest }
+    return { prompt: before, chosen, rejected, ...rest }
   },
   encodeGroups: (pair, context, place) => ({ groups: [encodePair(pair, context, place)], ties: 0 }),
 })

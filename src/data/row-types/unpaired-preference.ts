@@ -14,7 +14,9 @@ export const unpairedPreference = defineGroupedRowType<{ row: Row; label: number
   parse(row, fail) {
     const { label } = row
     if (typeof label !== 'boolean' && label !== 0 && label !== 1) {
-      fail(`"label" must be true (desirable) or false, not ${brief(label)}`)
+      fail(
+        `"label" must be true (desirable) or false, not ${brief(label)}; where it means something else, set \`type: 'prompt-completion'\``,
+      )
     }
     return { row, label: Number(label) }
   },

@@ -1,7 +1,7 @@
 // The door to apache-arrow: record batches of files that users bring, and the token files that we write and read back.
 // A token file holds inputIds and labels as lists of int32, the length and the source row of each document, and the place of its
 // row; reading one gives where each document's numbers lie in the file, so that they are read by position.
-import { closeSync, fsyncSync, openSync, readSync, statSync, writeSync } from 'node:fs'
+import { closeSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import * as arrow from 'apache-arrow'
 import { checkArrowFile, isArrowFile, readArrowStream } from './arrow-messages.js'
@@ -220,9 +220,20 @@ function readInto<T extends Int32Array | Float64Array>(file: number, at: number,
 
 const readInt32 = (file: number, at: number, count: number) => readInto(file, at, new Int32Array(count))
 
-/** The index of a token file; reads its footer, the heads of its batches and their small columns, not the tokens. */
+/** Reads where each of `numRows` lists begins, and where the last one ends. @throws where one would end before it begins */
+function readOffsets(file: number, at: number, numRows: number): Int32Array {
+  const offsets = readInt32(file, at, numRows + 1)
+  if (offsets[0] !== 0 || offsets.some((offset, i) => i > 0 && offset < offsets[i - 1]!))
+    throw new Error(`has offsets that do not rise at byte ${at}`)
+  return offsets
+}
+
+/**
+ * The index of a token file; reads its footer, the heads of its batches and their small columns, not the tokens.
+ * @throws where the file has another form, or a column would lie outside its record batch
+ */
 export async function readTokenFileIndex(path: string): Promise<TokenFileIndex> {
-  const { size } = statSync(path)
+  checkArrowFile(path)
   const handle = await open(path, 'r')
   try {
     const reader = await arrow.RecordBatchReader.from(handle as unknown as arrow.FileHandle)
@@ -233,30 +244,39 @@ export async function readTokenFileIndex(path: string): Promise<TokenFileIndex> 
     if (!footer || !(hasValues || names(schema.fields) === names(tokenFields))) throw new Error('is not a token file')
     const regions: TokenRegion[] = []
     for (const block of footer.recordBatches()) {
-      const body = block.offset + block.metaDataLength
-      if (body + block.bodyLength > size) throw new Error(`is cut off inside record batch ${regions.length}`)
+      const wrong = (problem: string) => new Error(`record batch ${regions.length} ${problem}`)
       const head = Buffer.alloc(block.metaDataLength)
       await handle.read(head, 0, head.length, block.offset)
-      const message = arrow.Message.decode(head.subarray(8)) // continuation marker and length come first
+      // Continuation marker and length come first; the length must be the footer's, which says where the body begins
+      if (head.length < 8 || head.readInt32LE(4) + 8 !== head.length) throw wrong('is not where the footer says')
+      const message = arrow.Message.decode(head.subarray(8))
       const { buffers, length: numRows } = message.header() as unknown as {
         buffers: { offset: number; length: number }[]
         length: number
       }
-      if (buffers.length !== (hasValues ? bufferOrder.countWithValues : bufferOrder.count))
-        throw new Error(`record batch ${regions.length} has another layout`)
-      const at = (index: number): number => body + buffers[index]!.offset
-      const offsets = readInt32(handle.fd, at(bufferOrder.inputIdOffsets), numRows + 1)
-      if (at(bufferOrder.labels) + offsets[numRows]! * 4 > size)
-        throw new Error(`is cut off inside record batch ${regions.length}`)
+      if (buffers?.length !== (hasValues ? bufferOrder.countWithValues : bufferOrder.count))
+        throw wrong('has another layout')
+      /** Where a buffer begins that must hold so many bytes; that it lies inside the batch is checked above. */
+      const at = (index: number, bytes: number): number => {
+        const { offset, length } = buffers[index]!
+        if (length < bytes) throw wrong(`has ${length} of ${bytes} bytes in buffer ${index}`)
+        return block.offset + block.metaDataLength + offset
+      }
+      const offsetBytes = (numRows + 1) * 4
+      const offsets = readOffsets(handle.fd, at(bufferOrder.inputIdOffsets, offsetBytes), numRows)
+      const placeOffsets = readOffsets(handle.fd, at(bufferOrder.placeOffsets, offsetBytes), numRows)
+      const tokenBytes = offsets[numRows]! * 4
       regions.push({
         numRows,
         offsets,
-        rows: readInt32(handle.fd, at(bufferOrder.rows), numRows),
-        inputIdsAt: at(bufferOrder.inputIds),
-        labelsAt: at(bufferOrder.labels),
-        placesAt: at(bufferOrder.places),
-        placeOffsets: readInt32(handle.fd, at(bufferOrder.placeOffsets), numRows + 1),
-        values: hasValues ? readInto(handle.fd, at(bufferOrder.values), new Float64Array(numRows)) : undefined,
+        rows: readInt32(handle.fd, at(bufferOrder.rows, numRows * 4), numRows),
+        inputIdsAt: at(bufferOrder.inputIds, tokenBytes),
+        labelsAt: at(bufferOrder.labels, tokenBytes),
+        placesAt: at(bufferOrder.places, placeOffsets[numRows]!),
+        placeOffsets,
+        values: hasValues
+          ? readInto(handle.fd, at(bufferOrder.values, numRows * 8), new Float64Array(numRows))
+          : undefined,
       })
     }
     return { metadata: schema.metadata, regions }

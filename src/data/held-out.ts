@@ -1,7 +1,7 @@
 // Held-out rows in the forms that evaluation takes: documents with aligned labels, and questions with their possible answers.
 import { DataError } from './errors.js'
 import type { PlacedRow } from './formats/format.js'
-import type { RowEncoder } from './prepare.js'
+import type { RowEncoder } from './row-encoder.js'
 import { type EncodedRow, ignoreIndex, type Row } from './row-types/row-type.js'
 import type { TokenStore } from './token-store.js'
 import type { Tokenizer } from './tokenizer.js'

@@ -44,28 +44,19 @@ export { checkMask, type MarkedRun, markedRuns, showMarked } from './mask-checks
 export type { AnsweredRow, Metric } from './metric.js'
 export { clusterNearDuplicates, removeNearDuplicates } from './near-duplicates.js'
 export { packBestFit } from './packing.js'
-export {
-  type DataReport,
-  type EncodeOptions,
-  type PreparedTokens,
-  type PrepareOptions,
-  prepareStore,
-  prepareTokens,
-  RowEncoder,
-  type RowOutcome,
-  type Truncation,
-  truncations,
-} from './prepare.js'
+export { type DataReport, type PreparedTokens, type PrepareOptions, prepareStore, prepareTokens } from './prepare.js'
 export { type PreviewRow, type PreviewToken, previewRows } from './preview.js'
 export {
   type EncodedPrompt,
   PromptLoader,
   type PromptLoaderOptions,
+  type PromptSet,
   type ReadPromptsOptions,
   readPrompts,
 } from './prompt-loader.js'
 export { type LengthQuantiles, lengthQuantiles } from './quantiles.js'
 export { CounterRandom, permutation, philox } from './random.js'
+export { type EncodeOptions, RowEncoder, type RowOutcome, type Truncation, truncations } from './row-encoder.js'
 export { type FileSourceOptions, fileSource, iterableSource, type RowSource } from './row-source.js'
 export { detectRowType, type RowTypeName, rowTypeNames, rowTypes } from './row-types/index.js'
 export { type EncodedRow, ignoreIndex, type Row, type RowType } from './row-types/row-type.js'

@@ -17,6 +17,8 @@ export interface EncodedPrompt {
   /** The row, other columns included. */
   readonly row: Row
   readonly place: string
+  /** The number of the row in its source. */
+  readonly index: number
 }
 
 export interface ReadPromptsOptions {
@@ -25,8 +27,9 @@ export interface ReadPromptsOptions {
   /** Needed by prompts that are messages. */
   readonly template?: ChatTemplate | undefined
   readonly templateVariables?: Record<string, unknown> | undefined
-  /** Longer prompts are left out and counted. */
   readonly maxPromptLength: number
+  /** Leave longer prompts out (default) or cut their beginning; both are counted. */
+  readonly truncation?: 'drop' | 'keepEnd' | undefined
   readonly maxRows?: number | undefined
   readonly signal?: AbortSignal | undefined
 }
@@ -54,27 +57,38 @@ function encodePrompt(row: Row, place: string, options: ReadPromptsOptions): Pic
   }
 }
 
+export interface PromptSet {
+  prompts: EncodedPrompt[]
+  /** Prompts longer than `maxPromptLength`, left out or cut. */
+  tooLong: number
+  /** Of the tokens of all prompts. */
+  hash: string
+}
+
 /** All prompts of a source. @throws DataError for a row without a usable prompt, and where none is short enough */
-export async function readPrompts(
-  options: ReadPromptsOptions,
-): Promise<{ prompts: EncodedPrompt[]; tooLong: number; hash: string }> {
-  const { source, maxPromptLength, maxRows = Number.POSITIVE_INFINITY } = options
+export async function readPrompts(options: ReadPromptsOptions): Promise<PromptSet> {
+  const { source, tokenizer, maxPromptLength, truncation = 'drop', maxRows = Number.POSITIVE_INFINITY } = options
   const prompts: EncodedPrompt[] = []
-  const hash = createHash('sha256').update(options.tokenizer.hash)
+  const hash = createHash('sha256').update(tokenizer.hash)
   let tooLong = 0
+  let index = -1
   for await (const { row, place } of source.rows()) {
     if (prompts.length >= maxRows) break
+    index++
     options.signal?.throwIfAborted()
     if (typeof row !== 'object' || row === null || Array.isArray(row)) {
       throw new DataError(place, 'a row must be an object with "prompt"')
     }
-    const encoded = encodePrompt(row as Row, place, options)
-    if (encoded.ids.length > maxPromptLength) tooLong++
-    else {
-      prompts.push({ ...encoded, row: row as Row, place })
-      // The length keeps apart what is cut elsewhere
-      hash.update(Int32Array.of(encoded.ids.length)).update(encoded.ids)
+    let encoded = encodePrompt(row as Row, place, options)
+    if (encoded.ids.length > maxPromptLength) {
+      tooLong++
+      if (truncation === 'drop') continue
+      const ids = encoded.ids.slice(-maxPromptLength)
+      encoded = { ids, text: tokenizer.decode(ids) }
     }
+    prompts.push({ ...encoded, row: row as Row, place, index })
+    // The length keeps apart what is cut elsewhere
+    hash.update(Int32Array.of(encoded.ids.length)).update(encoded.ids)
   }
   if (prompts.length === 0) {
     throw new DataError(

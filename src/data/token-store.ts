@@ -34,6 +34,12 @@ export class TokenStore {
     if (this.valueName !== undefined && regions.some(({ values }) => !values)) {
       throw new DataError(path, `lacks its column of ${this.valueName}; delete it and it will be made again`)
     }
+    if (regions.some(({ values }) => values && !values.every(Number.isFinite))) {
+      throw new DataError(
+        path,
+        `holds a ${this.valueName ?? 'value'} that is not finite; delete it and it will be made again`,
+      )
+    }
     this.lengths = new Int32Array(this.numRows)
     for (const [r, { offsets, numRows }] of regions.entries()) {
       for (let i = 0; i < numRows; i++) this.lengths[this.#starts[r]! + i] = offsets[i + 1]! - offsets[i]!

@@ -42,9 +42,10 @@ export function detectRowType(row: unknown, place: string): RowTypeName {
     const meant = wanted.includes(column) ? undefined : nearest(column, wanted)
     return meant === undefined ? [] : [`"${column}" for "${meant}"?`]
   })
+  const sampled = columns.includes('prompt') ? ' (rows of {prompt} alone are for stages that sample the answers)' : ''
   throw new DataError(
     place,
     `columns ${columns.map((column) => `"${column}"`).join(', ') || '(none)'} fit no dataset type (${known})` +
-      `${hints.length > 0 ? `; is ${hints.join(' ')}` : ''}; rename them, or map them with \`columns\``,
+      `${hints.length > 0 ? `; is ${hints.join(' ')}` : sampled}; rename them, or map them with \`columns\``,
   )
 }

@@ -1,5 +1,6 @@
 // Rows of {prompt?, chosen, rejected, margin?}: two answers to one prompt, the first preferred. Without a prompt both sides
 // hold it: it is what they have in common.
+import { isDeepStrictEqual } from 'node:util'
 import type { ChatMessage } from '../chat-template.js'
 import { brief } from '../errors.js'
 import { defineGroupedRowType } from './grouped.js'
@@ -7,7 +8,7 @@ import { parseMessages } from './messages.js'
 import { promptCompletion } from './prompt-completion.js'
 
 type Fail = (problem: string) => never
-type Side = string | ChatMessage[]
+export type Side = string | ChatMessage[]
 
 /** Both sides in the form of {prompt, completion} rows. */
 export interface ParsedPair {
@@ -33,13 +34,29 @@ function commonText(chosen: string, rejected: string, fail: Fail): ParsedPair['p
   return prompt
 }
 
+/** Equal whatever the order of their keys, and where one lacks what the other has as null: columns differ so in files. */
+function isSameMessage(a: ChatMessage | undefined, b: ChatMessage | undefined): boolean {
+  const present = (message = {}) => Object.fromEntries(Object.entries(message).filter(([, value]) => value != null))
+  return isDeepStrictEqual(present(a), present(b))
+}
+
+const isSameSide = (a: Side, b: Side): boolean =>
+  typeof a === 'string' || typeof b === 'string'
+    ? a === b
+    : a.length === b.length && a.every((message, i) => isSameMessage(message, b[i]))
+
 function commonMessages(chosen: ChatMessage[], rejected: ChatMessage[], fail: Fail): ChatMessage[] {
-  const same = (i: number) => JSON.stringify(chosen[i]) === JSON.stringify(rejected[i])
   let end = 0
-  while (end < Math.min(chosen.length, rejected.length) && same(end)) end++
+  while (end < Math.min(chosen.length, rejected.length) && isSameMessage(chosen[end], rejected[end])) end++
   if (end === 0) fail('"chosen" and "rejected" have no first message in common; give the prompt as "prompt"')
   if (end === chosen.length || end === rejected.length) {
     fail('one side has no message of its own behind the prompt; each needs an answer')
+  }
+  const parted = [chosen[end]!, rejected[end]!].find(({ role }) => role !== 'assistant')
+  if (parted) {
+    fail(
+      `"chosen" and "rejected" part at messages[${end}] of the role "${parted.role}", so they answer different prompts; both must be answers to the same one`,
+    )
   }
   return chosen.slice(0, end)
 }
@@ -55,8 +72,18 @@ function splitSides(chosen: Side, rejected: Side, fail: Fail): Pick<ParsedPair, 
   return { prompt, chosen: rest(chosen), rejected: rest(rejected) }
 }
 
-function parseSide(value: unknown, name: string, fail: Fail): Side {
-  if (Array.isArray(value)) return parseMessages(value, name, fail)
+/** The answer of one side; of messages the last must be the assistant's, for that is where a side is judged. */
+export function parseSide(value: unknown, name: string, fail: Fail): Side {
+  if (Array.isArray(value)) {
+    const messages = parseMessages(value, name, fail)
+    const { role } = messages.at(-1)!
+    if (role !== 'assistant') {
+      fail(
+        `the last message of "${name}" has the role "${role}" and must have the role "assistant"; remove what is behind the answer`,
+      )
+    }
+    return messages
+  }
   if (typeof value !== 'string') fail(`"${name}" must be a string or a list of messages, not ${brief(value)}`)
   if (value === '') fail(`"${name}" is empty; remove the row`)
   return value as string
@@ -87,7 +114,7 @@ export const preference = defineGroupedRowType<ParsedPair>({
     const chosen = parseSide(row.chosen, 'chosen', fail)
     const rejected = parseSide(row.rejected, 'rejected', fail)
     if (typeof chosen !== typeof rejected) fail('"chosen" and "rejected" must both be texts, or both lists of messages')
-    if (JSON.stringify(chosen) === JSON.stringify(rejected)) {
+    if (isSameSide(chosen, rejected)) {
       fail('"chosen" and "rejected" are the same, so nothing is preferred; remove the row')
     }
     const rest = { tools: row.tools, margin: parseMargin(row.margin, fail) }
@@ -101,7 +128,7 @@ export const preference = defineGroupedRowType<ParsedPair>({
     const before = parseMessages(prompt, 'prompt', fail)
     // Whole conversations that begin with the prompt
     const repeats = [chosen, rejected].every((side) =>
-      before.every((message, i) => JSON.stringify(message) === JSON.stringify((side as ChatMessage[])[i])),
+      before.every((message, i) => isSameMessage(message, (side as ChatMessage[])[i])),
     )
     if (repeats) return { ...splitSides(chosen, rejected, fail), ...rest }
     return { prompt: before, chosen, rejected, ...rest }

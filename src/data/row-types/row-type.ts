@@ -97,6 +97,18 @@ export function joined(parts: readonly { ids: ArrayLike<number>; isTrained: bool
   return { inputIds, labels }
 }
 
+/** Tokens that the loss counts: labels other than −100 from the second position on. */
+export function countTargets({ labels }: EncodedRow): number {
+  let count = 0
+  for (let i = 1; i < labels.length; i++) if (labels[i] !== ignoreIndex) count++
+  return count
+}
+
+/** Tokens [start, end) of a document. */
+export function cut(row: EncodedRow, start: number, end: number): EncodedRow {
+  return { inputIds: row.inputIds.subarray(start, end), labels: row.labels.subarray(start, end) }
+}
+
 /** What goes before a plain text: the tokenizer's own prefix, unless the text already begins with the BOS token. */
 export function prefixFor(text: string, tokenizer: Tokenizer): readonly number[] {
   const hasBos = tokenizer.bosToken !== undefined && tokenizer.bosToken !== '' && text.startsWith(tokenizer.bosToken)

@@ -1,12 +1,10 @@
 // Rows of {prompt, completions, scores}: several answers to one prompt with a score each, turned into pairs. Equal scores
 // make no pair; the margin is the difference.
-import type { ChatMessage } from '../chat-template.js'
 import { brief } from '../errors.js'
 import { defineGroupedRowType } from './grouped.js'
 import { parseMessages } from './messages.js'
-import { encodePair } from './preference.js'
+import { encodePair, parseSide, type Side } from './preference.js'
 
-type Side = string | ChatMessage[]
 interface Parsed {
   prompt: Side
   completions: Side[]
@@ -44,9 +42,9 @@ export const scored = defineGroupedRowType<Parsed>({
     if (wrong >= 0) fail(`scores[${wrong}] must be a finite number, not ${brief((scores as unknown[])[wrong])}`)
     const isText = typeof row.prompt === 'string'
     const side = (value: unknown, name: string): Side => {
-      if (!isText) return parseMessages(value, name, fail)
-      if (typeof value !== 'string' || value === '') fail(`"${name}" must be a text like "prompt", not ${brief(value)}`)
-      return value as string
+      if (isText !== (typeof value === 'string'))
+        fail(`"${name}" must be a ${isText ? 'text' : 'list of messages'} like "prompt", not ${brief(value)}`)
+      return parseSide(value, name, fail)
     }
     return {
       prompt: isText ? (row.prompt as string) : parseMessages(row.prompt, 'prompt', fail),

@@ -1,5 +1,5 @@
 // Rewards from functions in TypeScript.
-import { type FailurePolicy, guarded, type RewardFunction, type RewardSource } from './reward.js'
+import { type FailurePolicy, guarded, type RewardFunction, type RewardSource, untilOneFails } from './reward.js'
 
 export interface FunctionRewardOptions {
   readonly name: string
@@ -15,6 +15,8 @@ export function functionReward(options: FunctionRewardOptions): RewardSource {
     name: options.name,
     weight: options.weight,
     score: (completions, _, signal) =>
-      Promise.all(completions.map((one) => guarded(options, one, signal, (own) => options.run(one, own)))),
+      untilOneFails(signal, (shared) =>
+        completions.map((one) => guarded(options, one, shared, (own) => options.run(one, own))),
+      ),
   }
 }

@@ -1,6 +1,6 @@
 // Rewards from a judge: a model behind an OpenAI-compatible endpoint that is asked for a number.
 import { z } from 'zod'
-import { type Completion, type FailurePolicy, guarded, type RewardSource } from './reward.js'
+import { type Completion, type FailurePolicy, guarded, type RewardSource, untilOneFails } from './reward.js'
 
 export interface JudgeRewardOptions {
   readonly name: string
@@ -57,6 +57,15 @@ function parseScore(text: string, [least, most]: readonly [number, number]): num
   return score
 }
 
+/** undefined: it is none. */
+function jsonOf(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
 async function ask(options: JudgeRewardOptions, completion: Completion, signal: AbortSignal): Promise<number> {
   const key = options.apiKeyVariable === undefined ? undefined : process.env[options.apiKeyVariable]
   if (options.apiKeyVariable !== undefined && !key) {
@@ -74,8 +83,10 @@ async function ask(options: JudgeRewardOptions, completion: Completion, signal: 
     throw Object.assign(error, { isPassing: response.status === 429 || response.status >= 500 })
   }
   if (text.length > maxAnswerBytes) throw new Error('the answer of the judge is longer than 1 MB')
-  const parsed = answerSchema.safeParse(JSON.parse(text))
-  if (!parsed.success) throw new Error('the judge did not answer as an OpenAI-compatible endpoint does')
+  const parsed = answerSchema.safeParse(jsonOf(text))
+  if (!parsed.success) {
+    throw new Error(`the judge did not answer as an OpenAI-compatible endpoint does: ${text.slice(0, 200)}`)
+  }
   return parseScore(parsed.data.choices[0]!.message.content, options.range)
 }
 
@@ -101,14 +112,17 @@ export function judgeReward(options: JudgeRewardOptions): RewardSource {
     async score(completions, _, signal) {
       const scores: (number | null)[] = new Array(completions.length).fill(null)
       let next = 0
-      const worker = async () => {
-        while (next < completions.length) {
-          const index = next++
-          const one = completions[index]!
-          scores[index] = await guarded(options, one, signal, (own) => askPatiently(options, one, own))
+      const workers = Math.min(options.concurrency, completions.length)
+      await untilOneFails(signal, (shared) => {
+        const worker = async () => {
+          while (next < completions.length) {
+            const index = next++
+            const one = completions[index]!
+            scores[index] = await guarded(options, one, shared, (own) => askPatiently(options, one, own))
+          }
         }
-      }
-      await Promise.all(Array.from({ length: Math.min(options.concurrency, completions.length) }, worker))
+        return Array.from({ length: workers }, worker)
+      })
       return scores
     },
   }

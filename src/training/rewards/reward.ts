@@ -84,3 +84,17 @@ export async function guarded(
     clearTimeout(timer)
   }
 }
+
+/** Waits for work that goes on at once; the first failure ends the rest through the signal that they share. */
+export async function untilOneFails<T>(
+  signal: AbortSignal,
+  start: (shared: AbortSignal) => Promise<T>[],
+): Promise<T[]> {
+  const failed = new AbortController()
+  try {
+    return await Promise.all(start(AbortSignal.any([signal, failed.signal])))
+  } catch (error) {
+    failed.abort(error)
+    throw error
+  }
+}

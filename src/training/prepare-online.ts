@@ -185,7 +185,9 @@ export async function prepareOnline(
         frozen: openFrozen(opened, folder, { hasScore: true }),
       })
     const rewards = await openRewards(options.rewards, { open: openModel, most: { maxTokens, size: microBatchSize } })
-    closing.push(() => rewards.forEach((source) => source.close?.()))
+    closing.push(() => {
+      for (const source of rewards) source.close?.()
+    })
     const engine = await RolloutEngine.open({
       base,
       tokenizer,

@@ -150,6 +150,24 @@ it('a step that is cut short while it samples is repeated to the same tokens', a
   expect(rest.adapter).toEqual(whole.adapter)
 })
 
+it('a run that is stopped while a reward waits does not wait for it', async () => {
+  const recipe = recipes.grpo!()
+  let stop = () => {}
+  const waits = () => {
+    setTimeout(() => stop(), 20)
+    return new Promise<number>(() => {})
+  }
+  const stage = { ...recipe.stage, rewards: [{ function: waits }], evaluation: { atStart: false } }
+  const begin = performance.now()
+  const { result } = await runAll({ ...recipe, stage } as TrainableRecipe, {
+    onEvent: (event, stopRun) => {
+      if (event.type === 'runStart') stop = stopRun
+    },
+  })
+  expect(result).toMatchObject({ reason: 'interrupted', step: 0 })
+  expect(performance.now() - begin).toBeLessThan(15_000)
+})
+
 it('a reward model learns, and its folder is that of a sequence classifier', async () => {
   const recipe = recipes.reward!()
   const { result } = await runAll({ ...recipe, stage: { ...recipe.stage, maxSteps: 24 } })

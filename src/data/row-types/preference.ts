@@ -79,7 +79,7 @@ export function parseSide(value: unknown, name: string, fail: Fail): Side {
     const { role } = messages.at(-1)!
     if (role !== 'assistant') {
       fail(
-        `the last message of "${name}" has the role "${role}" and must have the role "assistant"; remove what is behind the answer`,
+        `the last message of "${name}" has the role "${role}" and must have the role "assistant"; end each side with its answer`,
       )
     }
     return messages

@@ -1,5 +1,6 @@
 // Where rewards come from (stop 8 of the online stages): a source scores finished completions, one number each, or null
 // where it has nothing to say about one.
+import { setMaxListeners } from 'node:events'
 import type { Row } from '../../data/index.js'
 
 /** One finished completion as reward sources see it. */
@@ -61,19 +62,19 @@ export async function guarded(
   signal: AbortSignal,
   score: (signal: AbortSignal) => Score | Promise<Score>,
 ): Promise<Score> {
-  const late = new AbortController()
-  const own = AbortSignal.any([signal, late.signal])
+  const { controller: own, unlink } = linkedController(signal)
   let timer: NodeJS.Timeout | undefined
   try {
     signal.throwIfAborted()
     const stopped = new Promise<never>((_, reject) => {
-      own.addEventListener('abort', () => reject(own.reason), { once: true })
-      timer = setTimeout(() => {
-        late.abort(new Error(`gave no answer within ${source.timeoutMs / 1000} s`))
-      }, source.timeoutMs)
+      own.signal.addEventListener('abort', () => reject(own.signal.reason), { once: true })
+      timer = setTimeout(
+        () => own.abort(new Error(`gave no answer within ${source.timeoutMs / 1000} s`)),
+        source.timeoutMs,
+      )
     })
     stopped.catch(() => {})
-    const value = await Promise.race([score(own), stopped])
+    const value = await Promise.race([score(own.signal), stopped])
     if (value === null || (typeof value === 'number' && Number.isFinite(value))) return value
     throw new Error(`gave ${String(value)}, which is no number`)
   } catch (error) {
@@ -82,6 +83,7 @@ export async function guarded(
     throw new RewardError(source.name, (error as Error)?.message ?? String(error), completion, error)
   } finally {
     clearTimeout(timer)
+    unlink()
   }
 }
 
@@ -90,11 +92,23 @@ export async function untilOneFails<T>(
   signal: AbortSignal,
   start: (shared: AbortSignal) => Promise<T>[],
 ): Promise<T[]> {
-  const failed = new AbortController()
+  const { controller: shared, unlink } = linkedController(signal)
+  setMaxListeners(0, shared.signal) // one for each completion
   try {
-    return await Promise.all(start(AbortSignal.any([signal, failed.signal])))
+    return await Promise.all(start(shared.signal))
   } catch (error) {
-    failed.abort(error)
+    shared.abort(error)
     throw error
+  } finally {
+    unlink()
   }
+}
+
+/** A controller that aborts with a signal. Not `AbortSignal.any`: of Node 20, what that returns may be collected unheard. */
+function linkedController(signal: AbortSignal): { controller: AbortController; unlink(): void } {
+  const controller = new AbortController()
+  const onAbort = () => controller.abort(signal.reason)
+  if (signal.aborted) onAbort()
+  signal.addEventListener('abort', onAbort, { once: true })
+  return { controller, unlink: () => signal.removeEventListener('abort', onAbort) }
 }

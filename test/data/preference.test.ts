@@ -10,6 +10,7 @@ import { createChatTemplate } from '../../src/data/chat-template.js'
 import { alignLabels, heldOutDocuments, heldOutGroups } from '../../src/data/held-out.js'
 import { collate, type LoadedStep, Loader, type LoaderOptions } from '../../src/data/loader.js'
 import { type PrepareOptions, prepareStore } from '../../src/data/prepare.js'
+import { previewRows } from '../../src/data/preview.js'
 import { CounterRandom } from '../../src/data/random.js'
 import { RowEncoder } from '../../src/data/row-encoder.js'
 import { fileSource, iterableSource } from '../../src/data/row-source.js'
@@ -78,6 +79,17 @@ it('encodes pairs of texts and of messages, with a prompt or the one that both s
     [{ prompt: null, chosen: 'one\n\ntwo', rejected: 'one\n\nten' }, 'one', `\n\ntwo${eos}`, `\n\nten${eos}`],
     [{ prompt: [q], chosen: [assistant('a')], rejected: [assistant('b')] }, asked('Q?'), chat('a'), chat('b')],
     [{ chosen: [q, assistant('a')], rejected: [q, assistant('b')] }, asked('Q?'), chat('a'), chat('b')],
+    // Conversations that begin with the prompt, whatever the order of their keys and with columns that say nothing
+    [
+      {
+        prompt: [q],
+        chosen: [{ content: 'Q?', role: 'user', tool_calls: null }, assistant('a')],
+        rejected: [{ content: 'Q?', role: 'user' }, assistant('b')],
+      },
+      asked('Q?'),
+      chat('a'),
+      chat('b'),
+    ],
     // The text only repeats what the conversations begin with
     [{ prompt: 'Q?', chosen: [q, assistant('a')], rejected: [q, assistant('b')] }, asked('Q?'), chat('a'), chat('b')],
     // Answers that both sides hold are prompt
@@ -184,6 +196,9 @@ it('tells the type by the columns, the most telling one first', () => {
   expect(() => detectRowType(row('prompt choosen rejected'), 'f:1')).toThrow(
     /^f:1: .*; is "choosen" for "chosen"\?; rename them/,
   )
+  expect(() => detectRowType(row('prompt'), 'f:1')).toThrow(
+    /^f:1: .*rows of \{prompt\} alone are for stages that sample the answers/,
+  )
 })
 
 it('names the place and the remedy of rows that cannot be used', () => {
@@ -204,8 +219,28 @@ it('names the place and the remedy of rows that cannot be used', () => {
     ],
     [
       'preference',
-      { chosen: [q, assistant('a')], rejected: [q] },
+      { chosen: [q, assistant('a')], rejected: [q, assistant('a'), user('x'), assistant('b')] },
       /one side has no message of its own.*needs an answer/,
+    ],
+    // The score of a side is read at its end
+    [
+      'preference',
+      { chosen: [q, assistant('a'), user('x')], rejected: [q, assistant('b')] },
+      /last message of "chosen" has the role "user" and must have the role "assistant"; end each side with its answer/,
+    ],
+    ['preference', { chosen: [q, assistant('a')], rejected: [q] }, /last message of "rejected" has the role "user"/],
+    [
+      'preference',
+      {
+        chosen: [q, assistant('s'), user('x'), assistant('a')],
+        rejected: [q, assistant('s'), user('y'), assistant('a')],
+      },
+      /part at messages\[2\] of the role "user", so they answer different prompts/,
+    ],
+    [
+      'preference',
+      { prompt: [q], chosen: [assistant('a')], rejected: [{ content: 'a', role: 'assistant', name: null }] },
+      /are the same, so nothing is preferred/,
     ],
     ['preference', { ...pair, chosen: '' }, /"chosen" is empty; remove the row/],
     ['preference', { ...pair, rejected: '' }, /"rejected" is empty; remove the row/],
@@ -222,7 +257,7 @@ it('names the place and the remedy of rows that cannot be used', () => {
       { prompt: [q], chosen: [{ from: 'gpt', value: 'a' }], rejected: [assistant('b')] },
       /chosen\[0\]\.role .*rename "from"/,
     ],
-    ['preference', { prompt: [q], chosen: [user('a')], rejected: [assistant('b')] }, /has the role "assistant"/],
+    ['preference', { prompt: [q], chosen: [user('a')], rejected: [assistant('b')] }, /must have the role "assistant"/],
     ['preference', { ...pair, margin: Number.NaN }, /"margin" must be a finite number/],
     ['preference', { ...pair, margin: Number.POSITIVE_INFINITY }, /"margin" must be a finite number/],
     ['preference', { ...pair, margin: '1' }, /"margin" must be a finite number, not "1"/],
@@ -239,9 +274,14 @@ it('names the place and the remedy of rows that cannot be used', () => {
     ['scored', { ...several, scores: ['1', 2] }, /scores\[0\] must be a finite number, not "1"/],
     ['scored', { ...several, completions: ['a'], scores: [1] }, /"completions" must be a list of two answers at least/],
     ['scored', { ...several, completions: 'ab' }, /"completions" must be a list of two answers at least, not "ab"/],
-    ['scored', { ...several, completions: ['a', ''] }, /"completions\[1\]" must be a text like "prompt", not ""/],
+    ['scored', { ...several, completions: ['a', ''] }, /"completions\[1\]" is empty; remove the row/],
     ['scored', { ...several, completions: ['a', [assistant('b')]] }, /"completions\[1\]" must be a text/],
-    ['scored', { ...several, prompt: [q] }, /"completions\[0\]" must be a list of \{role, content\}, not "a"/],
+    ['scored', { ...several, prompt: [q] }, /"completions\[0\]" must be a list of messages like "prompt", not "a"/],
+    [
+      'scored',
+      { ...several, prompt: [q], completions: [[assistant('a')], [user('b')]] },
+      /last message of "completions\[1\]" has the role "user"/,
+    ],
     ['scored', { ...several, prompt: 5 }, /"prompt" must be a list of/],
   ]
   for (const [type, row, message] of cases) {
@@ -659,5 +699,25 @@ it('holds out whole groups with their numbers', async () => {
   )
   await withRows([{ text: 'hello' }], {}, ({ store }) =>
     expect(heldOutGroups(store)).toEqual([{ documents: heldOutDocuments(store), numbers: {} }]),
+  )
+})
+
+it('previews both sides of a pair, one after the other, with their place and number', async () => {
+  const sideOf = ({ place }: { place: string }) => /^pairs row (\d+) \((chosen|rejected), margin \1\)$/.exec(place)
+  await withRows(randomPairs(20), {}, ({ store }) => {
+    const preview = previewRows(store, toyTokenizer, { count: 4, seed: 1 })
+    expect(preview.map((row) => sideOf(row)?.[2])).toEqual(Array(4).fill(['chosen', 'rejected']).flat())
+    expect(preview.map((row) => sideOf(row)?.[1]).slice(0, 2)).toEqual(['0', '0'])
+    expect(new Set(preview.map((row) => sideOf(row)?.[1])).size).toBe(4)
+    for (let i = 0; i < preview.length; i += 2) {
+      const [chosen, rejected] = [preview[i]!, preview[i + 1]!]
+      expect(sideOf(chosen)![1]).toBe(sideOf(rejected)![1])
+      expect(chosen.runs[0]).toEqual(rejected.runs[0])
+      expect([chosen.runs[1]!.text, rejected.runs[1]!.text].map((text) => text[0])).toEqual(['c', 'r'])
+    }
+    expect(previewRows(store, toyTokenizer, { count: 99 }).length).toBe(40)
+  })
+  await withRows([{ prompt: 'Q ', completion: 'a', label: true }], {}, ({ store }) =>
+    expect(previewRows(store, toyTokenizer).map(({ place }) => place)).toEqual(['pairs row 0 (label 1)']),
   )
 })

@@ -48,6 +48,7 @@ it('reads texts and messages, with the row and its place', async () => {
   for (const { ids, text } of prompts) expect(toyTokenizer.decode(ids)).toBe(text)
   expect(prompts.map(({ row }) => row)).toEqual(rows)
   expect(prompts.map(({ place }) => place)).toEqual([0, 1, 2].map((i) => `prompts row ${i}`))
+  expect(prompts.map(({ index }) => index)).toEqual([0, 1, 2])
 })
 
 it('gives the very tokens that training has before an answer', async () => {
@@ -85,11 +86,25 @@ it('leaves out prompts that are too long and counts them', async () => {
   const rows = [{ prompt: 'x'.repeat(8) }, { prompt: 'x'.repeat(9) }, { prompt: 'y' }, { prompt: 'x'.repeat(20) }]
   const { prompts, tooLong } = await read(rows, { maxPromptLength: 8 })
   expect(prompts.map(({ ids }) => ids.length)).toEqual([8, 1])
+  expect(prompts.map(({ index }) => index)).toEqual([0, 2])
   expect(tooLong).toBe(2)
   expect((await read(rows, { maxRows: 2 })).prompts.length).toBe(2)
   await expect(read(rows.slice(1, 2), { maxPromptLength: 8 })).rejects.toThrow(
     /^prompts: all 1 prompts are longer than maxPromptLength 8; raise it/,
   )
+})
+
+it('cuts the beginning of long prompts where that is asked for, and counts them', async () => {
+  const rows = [{ prompt: '12345678' }, { prompt: 'abc123456789' }, { prompt: [user] }]
+  const { prompts, tooLong, hash } = await read(rows, { maxPromptLength: 8, truncation: 'keepEnd' })
+  expect(tooLong).toBe(2)
+  expect(prompts.map(({ text }) => text).slice(0, 2)).toEqual(['12345678', '23456789'])
+  for (const { ids, text } of prompts) expect([ids.length, toyTokenizer.decode(ids)]).toEqual([8, text])
+  // The end, where the answer begins, is whole
+  const whole = (await read(rows.slice(2))).prompts[0]!
+  expect([...prompts[2]!.ids]).toEqual([...whole.ids.slice(-8)])
+  expect(prompts.map(({ row }) => row)).toEqual(rows)
+  expect((await read(rows, { maxPromptLength: 9, truncation: 'keepEnd' })).hash).not.toBe(hash)
 })
 
 it('names the place and the remedy of rows that cannot be used', async () => {

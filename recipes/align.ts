@@ -67,7 +67,7 @@ export default definePipeline({
         ...tuned,
         rewards: [{ name: 'valence', function: ({ completion }) => goldReward(completion) }],
         loss: 'dr_grpo',
-        beta: 0.15,
+        beta: 0.1,
         maxSteps: 12,
         promptsPerStep: 16,
         numGenerations: 8,

@@ -1,6 +1,6 @@
 // What is measured of a reward model beside its loss: who wins, by how much, and whether its probabilities can be
 // believed (expected calibration error, arXiv 1706.04599); and where a score is read.
-import { mean } from './statistics.js'
+import { mean, softplus } from './statistics.js'
 
 export interface RewardMetrics {
   /** Share of the pairs whose chosen score is strictly higher. */
@@ -90,8 +90,8 @@ export function calibrate(
     eceConfidence: calibrationError(byConfidence),
     reliabilityConfidence: byConfidence,
     brier: mean(probabilities.map((p, i) => (p - outcomes[i]!) ** 2)),
-    // −log σ(±x) = max(∓x, 0) + log(1 + e^(−|x|))
-    nll: mean(leads.map((x, i) => Math.max(outcomes[i] ? -x : x, 0) + Math.log1p(Math.exp(-Math.abs(x))))),
+    // −log σ(±x)
+    nll: mean(leads.map((x, i) => softplus(outcomes[i] ? -x : x))),
     accuracy: mean(agrees),
   }
 }

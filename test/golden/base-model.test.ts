@@ -5,10 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { generateTokens, topTokens } from '../../src/inference/generate.js'
 import { scoreRow } from '../../src/inference/score.js'
 import { InferenceSession, packSequences } from '../../src/inference/session.js'
-import type { OpenedBase } from '../../src/models/base-directory.js'
-import { type LoadedBase, loadBase } from '../../src/models/loaded-base.js'
-import { openRuntime, type Runtime } from '../../src/runtime/index.js'
-import { referenceBase } from '../models/reference-base.js'
+import { useReferenceBase } from '../models/reference-base.js'
 import { goldenDir } from './folder.js'
 import { readTensors } from './safetensors.js'
 
@@ -28,22 +25,13 @@ const expected = readTensors(goldenDir('models', 'base', 'logits.safetensors'))
 const LOGIT_TOLERANCE = 5e-4
 const NLL_TOLERANCE = 1e-5
 
-let opened: OpenedBase | null
-let runtime: Runtime
-let base: LoadedBase
+const loaded = useReferenceBase('the base against its reference values')
 let strict: InferenceSession
 beforeAll(async () => {
-  opened = await referenceBase('the base against its reference values')
-  if (!opened) return
-  runtime = await openRuntime()
-  base = await loadBase(runtime, opened)
-  strict = await InferenceSession.open({ base, precision: 'strict' })
-}, 300_000)
-afterAll(async () => {
-  strict?.close()
-  base?.close()
-  await runtime?.close()
+  const base = loaded()
+  if (base) strict = await InferenceSession.open({ base, precision: 'strict' })
 })
+afterAll(() => strict?.close())
 
 const meanNll = async (session: InferenceSession) => {
   const sums: number[] = []
@@ -57,7 +45,7 @@ const meanNll = async (session: InferenceSession) => {
 describe('the real base', () => {
   for (const { name, ids } of prompts) {
     it(`${name}: logits and log-probabilities`, async ({ skip }) => {
-      if (!opened) skip()
+      if (!loaded()) skip()
       const sequences = packSequences([ids])
       const logits = await strict.logits(sequences, Int32Array.of(ids.length - 1))
       const reference = expected.get(`${name}.last_logits`)!.data
@@ -86,7 +74,7 @@ describe('the real base', () => {
 
   for (const { name, ids, gaps } of continuations) {
     it(`${name}: greedy continuation`, async ({ skip }) => {
-      if (!opened) skip()
+      if (!loaded()) skip()
       const generated: number[] = []
       const prompt = prompts.find((p) => p.name === name)!.ids
       for await (const token of generateTokens(strict, prompt, { maxNewTokens: ids.length })) generated.push(token.id)
@@ -98,15 +86,15 @@ describe('the real base', () => {
   }
 
   it('perplexity, strict', async ({ skip }) => {
-    if (!opened) skip()
+    if (!loaded()) skip()
     const sums = await meanNll(strict)
     const targets = perplexity.windows * (perplexity.window - 1)
     expect(Math.abs(sums.reduce((a, b) => a + b, 0) / targets - perplexity.nll_mean)).toBeLessThan(NLL_TOLERANCE)
   }, 240_000)
 
   it('perplexity, fast', async ({ skip }) => {
-    if (!opened) skip()
-    const fast = await InferenceSession.open({ base, precision: 'fast' })
+    if (!loaded()) skip()
+    const fast = await InferenceSession.open({ base: loaded()!, precision: 'fast' })
     const sums = await meanNll(fast)
     fast.close()
     const targets = perplexity.windows * (perplexity.window - 1)

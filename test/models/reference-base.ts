@@ -1,6 +1,9 @@
 // The real base for tests: from the cache, downloaded only where ESPALIER_REQUIRE_BASE=1 (CI) says that it must be there.
+import { afterAll, beforeAll } from 'vitest'
 import { type OpenedBase, openBase } from '../../src/models/base-directory.js'
 import { BaseUnavailableError, prepareBase, resolveBase } from '../../src/models/fetch.js'
+import { type LoadedBase, loadBase } from '../../src/models/loaded-base.js'
+import { openRuntime, type Runtime } from '../../src/runtime/index.js'
 
 const NAME = 'smollm2-135m-instruct'
 
@@ -30,3 +33,20 @@ export const referenceBase = (what: string): Promise<OpenedBase | null> =>
     if (!base.isReference) throw new Error(`the reference base is needed, ${base.name} was found`)
     return openBase(base.dir)
   })
+
+/** Loads the reference base for the tests of a file and frees it after them; undefined where it is absent and not required. */
+export function useReferenceBase(what: string): () => LoadedBase | undefined {
+  let runtime: Runtime | undefined
+  let base: LoadedBase | undefined
+  beforeAll(async () => {
+    const opened = await referenceBase(what)
+    if (!opened) return
+    runtime = await openRuntime()
+    base = await loadBase(runtime, opened)
+  }, 300_000)
+  afterAll(async () => {
+    base?.close()
+    await runtime?.close()
+  })
+  return () => base
+}

@@ -2,6 +2,8 @@
 // (linear heads over frozen features, as in Gleave and Irving, "Uncertainty estimation for language reward models", 2022).
 // Taken from the lower half of the network: there a state still says what its own token is, while the last states say what
 // comes next (Jawahar et al., "What does BERT learn about the structure of language?", 2019), and it costs less than half.
+import { packBestFit } from '../../data/index.js'
+import { sumOfRows } from '../../inference/embed.js'
 import { InferenceSession, packSequences } from '../../inference/session.js'
 import type { Precision } from '../../models/graphs.js'
 import type { LoadedBase } from '../../models/loaded-base.js'
@@ -16,7 +18,7 @@ export interface FeatureDocument {
 export interface FeatureOptions {
   /** Numbers of blocks after which states are read. Default: 1 and two fifths of all. */
   readonly depths?: readonly number[] | undefined
-  /** Tokens of a pack. Default 2,048: long enough for full speed. */
+  /** Tokens of a pack; at least those of the longest document. Default 2,048: long enough for full speed. */
   readonly packTokens?: number | undefined
   readonly precision?: Precision | undefined
   readonly signal?: AbortSignal | undefined
@@ -35,21 +37,6 @@ function shallow(base: LoadedBase, depth: number): LoadedBase {
   const { runtime, architecture, formats, weightBytes } = base
   const config = { ...base.config, numHiddenLayers: depth }
   return { runtime, architecture, formats, weightBytes, config, leaf: (name) => base.leaf(name), close() {} }
-}
-
-/** Whole documents of at most `limit` tokens together, a longer one alone: [from, to). */
-function packsOf(documents: readonly FeatureDocument[], limit: number): [number, number][] {
-  const packs: [number, number][] = []
-  let total = Number.POSITIVE_INFINITY
-  for (const [i, { inputIds }] of documents.entries()) {
-    total += inputIds.length
-    if (total > limit) {
-      packs.push([i, i])
-      total = inputIds.length
-    }
-    packs.at(-1)![1] = i + 1
-  }
-  return packs
 }
 
 /**
@@ -74,31 +61,26 @@ export async function completionFeatures(
       if (inputIds.length > maxTokens)
         throw new Error(`document ${i + 1} has ${inputIds.length} tokens; this base takes ${maxTokens}`)
     }
-    for (const [from, to] of packsOf(documents, Math.min(packTokens, maxTokens))) {
-      const pack = documents.slice(from, to)
-      const packed = packSequences(pack.map(({ inputIds }) => inputIds))
+    const lengths = Int32Array.from(documents, ({ inputIds }) => inputIds.length)
+    const longest = lengths.reduce((most, length) => Math.max(most, length), 0)
+    const capacity = Math.max(longest, Math.min(packTokens, maxTokens))
+    let done = 0
+    for (const pack of packBestFit([...documents.keys()], lengths, capacity)) {
+      const packed = packSequences(pack.map((i) => documents[i]!.inputIds))
       for (const [k, session] of sessions.entries()) {
         const hidden = await session.hidden(packed, signal) // [N, D]
-        for (const [d, { completionStart }] of pack.entries()) {
-          const rows = hidden.subarray(
-            (packed.cuSeqlens[d]! + completionStart) * hiddenSize,
-            packed.cuSeqlens[d + 1]! * hiddenSize,
-          )
-          features[from + d]!.set(meanOfRows(rows, hiddenSize), k * hiddenSize)
+        for (const [d, i] of pack.entries()) {
+          const [from, to] = [packed.cuSeqlens[d]! + documents[i]!.completionStart, packed.cuSeqlens[d + 1]!]
+          const sum = sumOfRows(hidden, from, to, hiddenSize)
+          const mean = sum.map((x) => x / (to - from))
+          features[i]!.set(mean, k * hiddenSize)
         }
       }
-      onProgress?.(to, documents.length)
+      done += pack.length
+      onProgress?.(done, documents.length)
     }
     return features
   } finally {
     for (const session of sessions) session.close()
   }
-}
-
-/** [n, width] → [width] */
-function meanOfRows(rows: Float32Array, width: number): Float64Array {
-  const mean = new Float64Array(width)
-  for (let at = 0; at < rows.length; at += width) for (let i = 0; i < width; i++) mean[i] = mean[i]! + rows[at + i]!
-  const count = rows.length / width
-  return mean.map((sum) => sum / count)
 }

@@ -4,7 +4,8 @@
 // held to a random draw of the prior (Osband et al., "Randomized prior functions for deep reinforcement learning", 2018), so that
 // the heads agree where labels speak and differ where none do.
 import { CounterRandom } from '../../data/index.js'
-import { minimize } from './minimize.js'
+import { deviation, softplus } from '../statistics.js'
+import { dot, minimize } from './minimize.js'
 
 /** What was said of a pair: 1 the first is better, 0 the second, ½ a tie. */
 export type PairTarget = number
@@ -50,19 +51,6 @@ export function scaleFeatures(features: readonly Float32Array[]): Float32Array[]
 export const differenceOf = (first: Float32Array, second: Float32Array): Float32Array =>
   first.map((x, i) => x - second[i]!)
 
-export function dot(a: ArrayLike<number>, b: ArrayLike<number>, length = a.length): number {
-  let [s0, s1, s2, s3] = [0, 0, 0, 0]
-  let i = 0
-  for (; i + 3 < length; i += 4) {
-    s0 += a[i]! * b[i]!
-    s1 += a[i + 1]! * b[i + 1]!
-    s2 += a[i + 2]! * b[i + 2]!
-    s3 += a[i + 3]! * b[i + 3]!
-  }
-  for (; i < length; i++) s0 += a[i]! * b[i]!
-  return s0 + s1 + (s2 + s3)
-}
-
 interface Head {
   weights: Float64Array // [F]
   /** Where the prior is centred [F]. */
@@ -72,7 +60,6 @@ interface Head {
 }
 
 export class RewardEnsemble {
-  readonly numFeatures: number
   readonly #mean: Head
   readonly #heads: Head[]
   readonly #precision: number
@@ -80,7 +67,6 @@ export class RewardEnsemble {
   constructor(numFeatures: number, options: EnsembleOptions = {}) {
     const { numHeads = 16, priorDeviation = 3, seed = 0 } = options
     if (!(priorDeviation > 0)) throw new Error(`priorDeviation must be positive, not ${priorDeviation}`)
-    this.numFeatures = numFeatures
     this.#precision = 1 / priorDeviation ** 2
     this.#mean = { weights: new Float64Array(numFeatures), centre: new Float64Array(numFeatures), weightOf: () => 1 }
     this.#heads = Array.from({ length: numHeads }, (_, k) => {
@@ -123,8 +109,7 @@ export class RewardEnsemble {
       for (let i = 0; i < differences.length; i++) {
         const difference = differences[i]!
         const margin = dot(difference, weights)
-        loss +=
-          labelWeights[i]! * (Math.max(margin, 0) + Math.log1p(Math.exp(-Math.abs(margin))) - targets[i]! * margin)
+        loss += labelWeights[i]! * (softplus(margin) - targets[i]! * margin)
         // d/dm = σ(m) − t
         const slope = labelWeights[i]! * (1 / (1 + Math.exp(-margin)) - targets[i]!)
         for (let f = 0; f < weights.length; f++) gradient[f] = gradient[f]! + slope * difference[f]!
@@ -133,12 +118,7 @@ export class RewardEnsemble {
     })
   }
 
-  /** Reward of a completion by the mean head; only differences mean something. */
-  score(features: Float32Array): number {
-    return dot(features, this.#mean.weights)
-  }
-
-  /** Margin of a pair by the mean head. */
+  /** Margin of a pair by the mean head; of one completion's features its reward, of which only differences mean something. */
   margin(difference: Float32Array): number {
     return dot(difference, this.#mean.weights)
   }
@@ -147,8 +127,6 @@ export class RewardEnsemble {
   judge(difference: Float32Array): Judgement {
     if (this.#heads.length < 2) throw new Error(`an ensemble of ${this.#heads.length} heads has no disagreement`)
     const margins = this.#heads.map(({ weights }) => dot(difference, weights))
-    const mean = margins.reduce((sum, m) => sum + m, 0) / margins.length
-    const squares = margins.reduce((sum, m) => sum + (m - mean) ** 2, 0)
-    return { margin: this.margin(difference), deviation: Math.sqrt(squares / (margins.length - 1)) }
+    return { margin: this.margin(difference), deviation: deviation(margins) }
   }
 }

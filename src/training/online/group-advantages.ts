@@ -1,4 +1,5 @@
 // Advantages against a prompt's own group of completions: GRPO (arXiv 2402.03300) and leave-one-out (arXiv 2402.14740).
+import { deviation, mean } from '../statistics.js'
 
 /** What a deviation is measured over: each group, all rows, or nothing; or each reward by itself, then all rows. */
 export const rewardScalings = ['group', 'batch', 'none', 'normalize_then_sum'] as const
@@ -11,10 +12,7 @@ const epsilon = 1e-4
 
 function statistics(values: readonly number[]): { mean: number; deviation: number } {
   const known = values.filter((x) => !Number.isNaN(x))
-  if (known.length === 0) return { mean: Number.NaN, deviation: Number.NaN }
-  const mean = known.reduce((a, b) => a + b, 0) / known.length
-  const squares = known.reduce((sum, x) => sum + (x - mean) ** 2, 0)
-  return { mean, deviation: known.length > 1 ? Math.sqrt(squares / (known.length - 1)) : 0 }
+  return { mean: mean(known), deviation: deviation(known) }
 }
 
 /** Σ w_f R_f over the functions that scored; NaN where none did. */

@@ -1,24 +1,11 @@
 // Features of completions on the real base: a vector per document that the others of its pack do not touch, equal at full
 // depth to the mean of the hidden states that the session itself gives.
-import { afterAll, beforeAll, expect, it } from 'vitest'
+import { expect, it } from 'vitest'
 import { InferenceSession, packSequences } from '../../../src/inference/session.js'
-import { type LoadedBase, loadBase } from '../../../src/models/loaded-base.js'
-import { openRuntime, type Runtime } from '../../../src/runtime/index.js'
 import { completionFeatures, defaultDepths } from '../../../src/training/annotation/features.js'
-import { referenceBase } from '../../models/reference-base.js'
+import { useReferenceBase } from '../../models/reference-base.js'
 
-let runtime: Runtime | undefined
-let base: LoadedBase | undefined
-beforeAll(async () => {
-  const opened = await referenceBase('features of completions')
-  if (!opened) return
-  runtime = await openRuntime()
-  base = await loadBase(runtime, opened)
-}, 300_000)
-afterAll(async () => {
-  base?.close()
-  await runtime?.close()
-})
+const loaded = useReferenceBase('features of completions')
 
 const documents = [
   { inputIds: [504, 1719, 282, 260, 905, 314], completionStart: 3 },
@@ -27,6 +14,7 @@ const documents = [
 ]
 
 it('is the mean over the completion, whatever else is in the pack', async ({ skip }) => {
+  const base = loaded()
   if (!base) return skip()
   const { hiddenSize, numHiddenLayers } = base.config
   const depths = [1, numHiddenLayers]
@@ -51,6 +39,7 @@ it('is the mean over the completion, whatever else is in the pack', async ({ ski
 }, 120_000)
 
 it('refuses a document without a completion, and depths that the base does not have', async ({ skip }) => {
+  const base = loaded()
   if (!base) return skip()
   await expect(completionFeatures(base, [{ inputIds: [1, 2], completionStart: 2 }])).rejects.toThrow(
     /document 1 has no completion token/,

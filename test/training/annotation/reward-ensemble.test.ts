@@ -1,7 +1,8 @@
 // Reward heads over frozen features: the fit against its own optimality condition, what is learned, and where heads disagree.
 import { expect, it } from 'vitest'
 import { CounterRandom } from '../../../src/data/index.js'
-import { differenceOf, dot, RewardEnsemble, scaleFeatures } from '../../../src/training/annotation/reward-ensemble.js'
+import { dot } from '../../../src/training/annotation/minimize.js'
+import { differenceOf, RewardEnsemble, scaleFeatures } from '../../../src/training/annotation/reward-ensemble.js'
 
 const draw = (count: number, width: number, name: string) => {
   const random = new CounterRandom(7, name)
@@ -13,7 +14,7 @@ it('the mean head is where the gradient of the regularized loss is 0', () => {
   const targets = differences.map(([x], i) => (i % 10 === 0 ? 0.5 : Number(x! > 0)))
   const ensemble = new RewardEnsemble(5, { numHeads: 0, priorDeviation: 2 })
   ensemble.fit(differences, targets)
-  const weights = Array.from({ length: 5 }, (_, f) => ensemble.score(new Float32Array(5).fill(0).with(f, 1)))
+  const weights = Array.from({ length: 5 }, (_, f) => ensemble.margin(new Float32Array(5).fill(0).with(f, 1)))
   for (let f = 0; f < 5; f++) {
     const slopes = differences.map((d, i) => (1 / (1 + Math.exp(-dot(d, weights))) - targets[i]!) * d[f]!)
     expect(slopes.reduce((a, b) => a + b, weights[f]! / 4)).toBeCloseTo(0, 2)

@@ -7,6 +7,14 @@ export {
   type RenderOptions,
 } from './chat-template.js'
 export {
+  type Comparison,
+  compareAnswers,
+  encodeComparison,
+  holdsPromptsOnly,
+  readableText,
+  readComparisons,
+} from './comparisons.js'
+export {
   type Dataset,
   type DatasetContext,
   type DatasetDefinition,
@@ -59,6 +67,7 @@ export { CounterRandom, permutation, philox } from './random.js'
 export { type EncodeOptions, RowEncoder, type RowOutcome, type Truncation, truncations } from './row-encoder.js'
 export { type FileSourceOptions, fileSource, iterableSource, type RowSource } from './row-source.js'
 export { detectRowType, type RowTypeName, rowTypeNames, rowTypes } from './row-types/index.js'
-export { type EncodedRow, ignoreIndex, type Row, type RowType } from './row-types/row-type.js'
+export type { Side } from './row-types/preference.js'
+export { type EncodeContext, type EncodedRow, ignoreIndex, type Row, type RowType } from './row-types/row-type.js'
 export { openTokenStore, TokenStore } from './token-store.js'
 export { createTokenizer, type DecodeStream, loadTokenizer, type MarkedIds, type Span, Tokenizer } from './tokenizer.js'

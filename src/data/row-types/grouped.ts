@@ -30,7 +30,10 @@ export interface GroupedRowTypeDefinition<T>
   encodeGroups(row: T, context: EncodeContext, place: string): EncodedGroups
 }
 
-export function defineGroupedRowType<T>(definition: GroupedRowTypeDefinition<T>): GroupedRowType {
+/** A row type whose parsed rows others may read. */
+export type ParsedRowType<T> = GroupedRowType & Pick<GroupedRowTypeDefinition<T>, 'parse'>
+
+export function defineGroupedRowType<T>(definition: GroupedRowTypeDefinition<T>): ParsedRowType<T> {
   const { name, columns } = definition
   return {
     ...definition,

@@ -4,16 +4,53 @@ import { brief } from '../errors.js'
 import { defineGroupedRowType } from './grouped.js'
 import { parseMessages } from './messages.js'
 import { encodePair, parseSide, type Side } from './preference.js'
+import type { Row } from './row-type.js'
 
-interface Parsed {
+type Fail = (problem: string) => never
+
+export interface ParsedCompletions {
   prompt: Side
   completions: Side[]
-  scores: number[]
   tools: unknown
 }
 
-/** Index pairs, the better one first: the best against the worst, or every two. */
-function pairsOf(scores: readonly number[], which: 'extremes' | 'all'): { pairs: [number, number][]; ties: number } {
+export interface ParsedScores extends ParsedCompletions {
+  scores: number[]
+}
+
+/** A prompt with two answers at least. */
+export function parseCompletions(row: Row, fail: Fail): ParsedCompletions {
+  const { completions } = row
+  if (!Array.isArray(completions) || completions.length < 2) {
+    fail(`"completions" must be a list of two answers at least, not ${brief(completions)}`)
+  }
+  const isText = typeof row.prompt === 'string'
+  const side = (value: unknown, name: string): Side => {
+    if (isText !== (typeof value === 'string'))
+      fail(`"${name}" must be a ${isText ? 'text' : 'list of messages'} like "prompt", not ${brief(value)}`)
+    return parseSide(value, name, fail)
+  }
+  return {
+    prompt: isText ? (row.prompt as string) : parseMessages(row.prompt, 'prompt', fail),
+    completions: (completions as unknown[]).map((value, i) => side(value, `completions[${i}]`)),
+    tools: row.tools,
+  }
+}
+
+function parseScores(scores: unknown, count: number, fail: Fail): number[] {
+  if (!Array.isArray(scores) || scores.length !== count) {
+    fail(`"scores" must be a list of ${count} numbers, one for each completion`)
+  }
+  const wrong = (scores as unknown[]).findIndex((score) => typeof score !== 'number' || !Number.isFinite(score))
+  if (wrong >= 0) fail(`scores[${wrong}] must be a finite number, not ${brief((scores as unknown[])[wrong])}`)
+  return scores as number[]
+}
+
+/** Index pairs, the better one first: the best against the worst, or every two; those of equal scores are left out. */
+export function pairsOf(
+  scores: readonly number[],
+  which: 'extremes' | 'all',
+): { pairs: [number, number][]; ties: number } {
   const order = scores.map((_, i) => i).sort((a, b) => scores[b]! - scores[a]! || a - b)
   const candidates: [number, number][] =
     which === 'extremes'
@@ -23,7 +60,7 @@ function pairsOf(scores: readonly number[], which: 'extremes' | 'all'): { pairs:
   return { pairs, ties: candidates.length - pairs.length }
 }
 
-export const scored = defineGroupedRowType<Parsed>({
+export const scored = defineGroupedRowType<ParsedScores>({
   name: 'scored',
   description: '{prompt, completions, scores}: answers with scores, made into pairs',
   columns: ['prompt', 'completions', 'scores'],
@@ -31,27 +68,8 @@ export const scored = defineGroupedRowType<Parsed>({
   groupSize: 2,
   valueName: 'margin',
   parse(row, fail) {
-    const { completions, scores } = row
-    if (!Array.isArray(completions) || completions.length < 2) {
-      fail(`"completions" must be a list of two answers at least, not ${brief(completions)}`)
-    }
-    if (!Array.isArray(scores) || scores.length !== (completions as unknown[]).length) {
-      fail(`"scores" must be a list of ${(completions as unknown[]).length} numbers, one for each completion`)
-    }
-    const wrong = (scores as unknown[]).findIndex((score) => typeof score !== 'number' || !Number.isFinite(score))
-    if (wrong >= 0) fail(`scores[${wrong}] must be a finite number, not ${brief((scores as unknown[])[wrong])}`)
-    const isText = typeof row.prompt === 'string'
-    const side = (value: unknown, name: string): Side => {
-      if (isText !== (typeof value === 'string'))
-        fail(`"${name}" must be a ${isText ? 'text' : 'list of messages'} like "prompt", not ${brief(value)}`)
-      return parseSide(value, name, fail)
-    }
-    return {
-      prompt: isText ? (row.prompt as string) : parseMessages(row.prompt, 'prompt', fail),
-      completions: (completions as unknown[]).map((value, i) => side(value, `completions[${i}]`)),
-      scores: scores as number[],
-      tools: row.tools,
-    }
+    const parsed = parseCompletions(row, fail)
+    return { ...parsed, scores: parseScores(row.scores, parsed.completions.length, fail) }
   },
   encodeGroups({ prompt, completions, scores, tools }, context, place) {
     const { pairs, ties } = pairsOf(scores, context.pairs ?? 'extremes')

@@ -16,19 +16,25 @@ import {
 } from './recipe/index.js'
 import {
   type AdapterEvaluation,
+  type AnnotationOptions,
+  type AnnotationSession,
   type EvaluateAdapterOptions,
   evaluateAdapter,
   type InspectedGraph,
   type InspectGraphOptions,
   inspectRecipe,
   type Listener,
+  openAnnotation,
   type PipelineRun,
   type PlanReport,
   plan as planTraining,
+  type RecipeSimulation,
   type Run,
   type RunOptions,
   runStages,
   run as runTraining,
+  type SimulateRecipeOptions,
+  simulateRecipe,
   type TrainableRecipe,
 } from './training/index.js'
 
@@ -112,6 +118,25 @@ export function evaluate(
   return evaluateAdapter(trainable(recipe), options)
 }
 
+/**
+ * Opens the preference data of a recipe to be annotated: pairs of answers, shown in an order that teaches most, and an append-only
+ * log of what is said of them. The caller closes the session.
+ */
+export function annotate(
+  recipe: RecipeInput | ResolvedRecipe,
+  options: AnnotationOptions = {},
+): Promise<AnnotationSession> {
+  return openAnnotation(trainable(recipe), options)
+}
+
+/** Labels that active choice and random order need, over pairs whose answers are known. */
+export function simulateAnnotation(
+  recipe: RecipeInput | ResolvedRecipe,
+  options: SimulateRecipeOptions = {},
+): Promise<RecipeSimulation> {
+  return simulateRecipe(trainable(recipe), options)
+}
+
 /** The graphs that a run of the recipe compiles, as text. */
 export function inspect(
   recipe: RecipeInput | ResolvedRecipe,
@@ -129,6 +154,7 @@ export async function serve(options: ServeOptions): Promise<RunningServer> {
 export {
   type AnsweredRow,
   type ChatMessage,
+  type Comparison,
   CounterRandom,
   DataError,
   type DataReport,
@@ -148,6 +174,7 @@ export {
   permutation,
   type Row,
   type RowTypeName,
+  readableText,
   removeNearDuplicates,
   rowTypeNames,
   rowTypes,
@@ -221,28 +248,43 @@ export {
 export { diagnose, openRuntime, type Runtime, type RuntimeInfo, type RuntimeOptions } from './runtime/index.js'
 export {
   type AdapterEvaluation,
+  type Annotation,
+  AnnotationLogError,
+  type AnnotationOptions,
+  type AnnotationSession,
+  type Annotator,
+  type AnnotatorStatus,
   type EndReason,
   type Estimate,
   type EvaluateAdapterOptions,
   type EvaluationEvent,
   type EvaluationResult,
+  type ExportResult,
+  type ExportType,
+  exportAnnotations,
+  exportTypes,
   type GraphName,
   graphNames,
   type InspectedGraph,
   type InspectGraphOptions,
+  type Label,
   type Listener,
+  labels,
   type MetricEstimates,
   NonFiniteError,
   type PipelineResult,
   type PipelineRun,
   type PlanReport,
   type ProgressEvent,
+  type RecipeSimulation,
   type Run,
   type RunOptions,
   type RunResult,
   type RunStartEvent,
+  readAnnotations,
   readReport,
   type SampleEvent,
+  type SimulateRecipeOptions,
   type StepEvent,
   scheduleSchema,
   schedules,

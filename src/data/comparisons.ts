@@ -128,8 +128,10 @@ export function encodeComparison(comparison: Comparison, context: EncodeContext)
 /** A prompt or an answer as people read it. */
 export function readableText(side: Side): string {
   if (typeof side === 'string') return side
+  const textOf = (value: unknown): string =>
+    typeof value === 'string' ? value : value == null ? '' : JSON.stringify(value)
   const said = ({ content, tool_calls: calls }: ChatMessage): string =>
-    [content ?? '', ...(calls ? [JSON.stringify(calls)] : [])].filter(Boolean).join('\n')
+    [textOf(content), textOf(calls)].filter(Boolean).join('\n')
   return side.length === 1 && side[0]!.role === 'assistant'
     ? said(side[0]!)
     : side.map((message) => `${message.role}: ${said(message)}`).join('\n')

@@ -7,6 +7,7 @@ export {
   type RenderOptions,
 } from './chat-template.js'
 export {
+  type ComparedDocument,
   type Comparison,
   compareAnswers,
   encodeComparison,

@@ -31,6 +31,11 @@ export function plan(
 }
 
 export { openAdapter, type RunAdapter } from './adapter.js'
+export type { Annotator, AnnotatorStatus, Order } from './annotation/annotator.js'
+export { type ExportResult, type ExportType, exportAnnotations, exportTypes } from './annotation/export.js'
+export { type Annotation, AnnotationLogError, type Label, labels, readAnnotations } from './annotation/log.js'
+export { type AnnotationOptions, type AnnotationSession, openAnnotation } from './annotation/open.js'
+export { type RecipeSimulation, type SimulateRecipeOptions, simulateRecipe } from './annotation/simulate-recipe.js'
 export type { Estimate } from './bootstrap.js'
 export { CheckpointError, listCheckpoints } from './checkpoint.js'
 export {

@@ -50,6 +50,7 @@ export const rewardSpecSchema = z.union([
   }),
 ])
 export type RewardSpec = z.output<typeof rewardSpecSchema>
+export type RewardInput = z.input<typeof rewardSpecSchema>
 
 /** Fields of every stage that samples; the rate, the losses and the shape of a step are the stage's own. */
 export const onlineFields = {

@@ -269,7 +269,7 @@ export {
   type InspectGraphOptions,
   type Label,
   type Listener,
-  labels,
+  labels as annotationLabels,
   type MetricEstimates,
   NonFiniteError,
   type PipelineResult,

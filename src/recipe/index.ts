@@ -1,7 +1,7 @@
 // What the recipe room offers to the SDK.
 export { defineRecipe, isRecipe, type Recipe, recipeBrand } from './define.js'
 export { RecipeError } from './errors.js'
-export { type LoadRecipeOptions, loadRecipe, resolvePipeline, resolveRecipe } from './load.js'
+export { importModule, type LoadRecipeOptions, loadRecipe, resolvePipeline, resolveRecipe } from './load.js'
 export {
   definePipeline,
   isPipeline,

@@ -67,7 +67,8 @@ function anchor(recipe: unknown, folder: string): unknown {
   })
 }
 
-async function importModule(path: string, sdk: () => Promise<object>): Promise<unknown> {
+/** The default export of a TypeScript or JavaScript module in which `espalier` is this package. */
+export async function importModule(path: string, sdk: () => Promise<object>): Promise<unknown> {
   const jiti = createJiti(pathToFileURL(path).href, {
     virtualModules: { espalier: await sdk() },
     fsCache: false,

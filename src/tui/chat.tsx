@@ -12,6 +12,7 @@ import {
   type Turn,
 } from './chat-state.js'
 import { type EditedLine, emptyLine, press, send } from './line-editor.js'
+import { printable } from './text.js'
 
 /** Side by side from this width on, else one below the other. */
 const SIDE_BY_SIDE_COLUMNS = 60
@@ -22,10 +23,6 @@ const LEAVE_MS = 2000
 const LINES_BELOW = 5
 /** Wrapping at words takes so much more lines than wrapping anywhere. */
 const WRAP_LOSS = 1.15
-
-/** A model may say anything; what would steer the terminal is not shown. */
-// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is taken out
-const printable = (text: string) => text.replace(/\t/g, '  ').replace(/[\x00-\x09\x0b-\x1f\x7f-\x9f]/g, '')
 
 /** About how many lines a turn takes on the screen. */
 function linesOf(turn: Turn, columns: number): number {

@@ -18,3 +18,7 @@ export function clock(seconds: number): string {
 export const megabytes = (mb: number): string =>
   mb >= 10_000 ? `${(mb / 1024).toFixed(1)} GB` : `${Math.round(mb)} MB`
 export const percent = (share: number): string => `${Math.round(share * 100)} %`
+
+/** Models and data may say anything; what would steer the terminal is not shown. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is taken out
+export const printable = (text: string) => text.replace(/\t/g, '  ').replace(/[\x00-\x09\x0b-\x1f\x7f-\x9f]/g, '')

@@ -1,14 +1,12 @@
 // The chat: what the model is told, the commands, the line editor, the lines without a terminal, and the screen.
 
-import { EventEmitter } from 'node:events'
-import { PassThrough } from 'node:stream'
 import { describe, expect, it } from 'vitest'
 import type { ChatMessage, TextChunk } from '../../src/index.js'
 import { openChat, TurnView } from '../../src/tui/chat.js'
 import { chatInLines } from '../../src/tui/chat-lines.js'
 import { type ChatModel, createChat, messagesFor, type Side, type Turn } from '../../src/tui/chat-state.js'
 import { type EditedLine, emptyLine, type Key, press, send } from '../../src/tui/line-editor.js'
-import { draw } from './fake-terminal.js'
+import { draw, terminal } from './fake-terminal.js'
 
 interface Asked {
   messages: readonly ChatMessage[]
@@ -204,39 +202,6 @@ describe('on the screen', () => {
     expect(narrow).not.toMatch(/Red, I think\. +Blue\./)
     for (const line of narrow.split('\n')) expect(line.length).toBeLessThanOrEqual(50)
   })
-
-  /** Standard input and output of a terminal. */
-  function terminal() {
-    const stdin = Object.assign(new PassThrough(), { isTTY: true, setRawMode: () => stdin, ref() {}, unref() {} })
-    let shown = ''
-    const stdout = Object.assign(new EventEmitter(), {
-      isTTY: true,
-      columns: 80,
-      rows: 24,
-      write: (text: string) => {
-        shown += text
-        return true
-      },
-    })
-    const shows = async (text: string) => {
-      for (let i = 0; i < 200 && !shown.includes(text); i++) await new Promise((resolve) => setTimeout(resolve, 10))
-      expect(shown).toContain(text)
-    }
-    const key = async (keys: string) => {
-      stdin.write(keys)
-      await new Promise((resolve) => setTimeout(resolve, 60))
-    }
-    return {
-      stdin: stdin as unknown as NodeJS.ReadStream,
-      stdout: stdout as unknown as NodeJS.WriteStream,
-      shows,
-      key,
-      shown: () => shown,
-      forget: () => {
-        shown = ''
-      },
-    }
-  }
 
   it('answers what is typed, finds it again with the arrow keys, and leaves on the second Ctrl-C', async () => {
     const model = echo('tuned')

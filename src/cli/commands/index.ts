@@ -1,5 +1,6 @@
 // The commands, in the order of --help. A new one is a file beside this and a line here.
 import type { Command } from '../command.js'
+import { annotate } from './annotate.js'
 import { chat } from './chat.js'
 import { doctor } from './doctor.js'
 import { evaluate } from './eval.js'
@@ -22,6 +23,7 @@ export const commands = {
   score,
   generate,
   chat,
+  annotate,
   serve,
   doctor,
 } as const satisfies Record<string, Command>

@@ -5,7 +5,7 @@ import type { Row } from '../../data/index.js'
 import { syncFolder, writeSynced } from '../checkpoint.js'
 import type { Annotation } from './log.js'
 
-export const exportTypes = ['preference', 'unpaired'] as const
+export const exportTypes = ['preference', 'unpaired-preference'] as const
 export type ExportType = (typeof exportTypes)[number]
 
 export interface ExportResult {
@@ -29,7 +29,7 @@ const rowsOf: Record<ExportType, (annotation: Annotation) => Row[]> = {
     const [chosen, rejected] = label === 'first' ? [first, second] : [second, first]
     return [{ ...common(annotation), chosen, rejected }]
   },
-  unpaired(annotation) {
+  'unpaired-preference'(annotation) {
     const { first, second, label } = annotation
     if (label === 'tie' || label === 'skip') return []
     return [

@@ -1,0 +1,108 @@
+// Which pairs are asked about: the score against numerical integration, the choice against what it must avoid, and what it saves.
+import { describe, expect, it } from 'vitest'
+import { CounterRandom } from '../../../src/data/index.js'
+import { chooseRound, informativeness } from '../../../src/training/annotation/acquisition.js'
+import { differenceOf, RewardEnsemble } from '../../../src/training/annotation/reward-ensemble.js'
+import { simulateAnnotation } from '../../../src/training/annotation/simulate.js'
+import { ruledPairs } from './pairs.js'
+
+/** I(answer; margin) for a Gaussian margin, by the trapezium rule. */
+function information(margin: number, deviation: number): number {
+  const entropy = (p: number) => (p <= 0 || p >= 1 ? 0 : -p * Math.log(p) - (1 - p) * Math.log(1 - p))
+  const [steps, reach] = [4000, 10]
+  let [meanP, meanEntropy] = [0, 0]
+  for (let i = 0; i <= steps; i++) {
+    const z = -reach + (2 * reach * i) / steps
+    const weight = ((Math.exp((-z * z) / 2) / Math.sqrt(2 * Math.PI)) * 2 * reach) / steps
+    const p = 1 / (1 + Math.exp(-(margin + deviation * z)))
+    meanP += weight * p
+    meanEntropy += weight * entropy(p)
+  }
+  return entropy(meanP) - meanEntropy
+}
+
+describe('what an answer tells', () => {
+  it('is half its score where the heads nearly agree', () => {
+    for (const margin of [0, 0.5, -1.5, 3]) {
+      const exact = information(margin, 0.1)
+      expect(informativeness({ margin, deviation: 0.1 }) / 2 / exact).toBeCloseTo(1, 1)
+    }
+  })
+
+  it('orders pairs as the information does', () => {
+    const judgements = [0, 0.7, 1.5, 3].flatMap((margin) => [0.2, 0.6, 1.2].map((deviation) => ({ margin, deviation })))
+    const byScore = judgements.toSorted((a, b) => informativeness(a) - informativeness(b))
+    const exact = byScore.map(({ margin, deviation }) => information(margin, deviation))
+    const inversions = exact.slice(1).filter((value, i) => value < exact[i]! * 0.75)
+    expect(inversions).toEqual([])
+    expect(informativeness({ margin: 1, deviation: 0 })).toBe(0)
+  })
+})
+
+describe('a round', () => {
+  it('asks what the heads do not know, and not twice the same', async () => {
+    const unit = (f: number) => new Float32Array(4).fill(0).with(f, 1)
+    const ensemble = new RewardEnsemble(4, { numHeads: 16 })
+    const known = Array.from({ length: 200 }, (_, i) => unit(0).map((x) => (i % 2 ? x : -x)))
+    await ensemble.fit(
+      known,
+      known.map(([x]) => Number(x! > 0)),
+    )
+    // 0 is known; 1 to 3 are alike but for their sign and size; 4 and 5 are others
+    const candidates = [unit(0), unit(1), unit(1).map((x) => -x), unit(1).map((x) => 0.99 * x), unit(2), unit(3)]
+    const chosen = chooseRound(ensemble, candidates, 3)
+    expect(chosen.filter((i) => i >= 1 && i <= 3)).toHaveLength(1)
+    expect(chosen).toEqual(expect.arrayContaining([4, 5]))
+    expect(new Set(chooseRound(ensemble, candidates, 99))).toEqual(new Set([0, 1, 2, 3, 4, 5]))
+    expect(chooseRound(ensemble, [], 3)).toEqual([])
+  })
+})
+
+describe('the simulation', () => {
+  const labelled = (count: number, seed: number) => {
+    const { features, targets } = ruledPairs(count, { width: 24, noise: 0.5, seed })
+    return { differences: features.map(([a, b]) => differenceOf(a, b)), targets }
+  }
+
+  it('finds that active choice needs fewer labels, gives the same figures again, and stops when told', async () => {
+    const [pool, heldOut] = [labelled(600, 5), labelled(1000, 6)]
+    const seen: number[] = []
+    const run = (signal?: AbortSignal) =>
+      simulateAnnotation(pool, heldOut, { seeds: 3, signal, onProgress: (done, total) => seen.push(done / total) })
+    const result = await run()
+    expect(result.labelShare).toBeLessThan(0.7 * result.randomLabelShare)
+    expect(result.accuracyOfAll).toBeGreaterThan(0.85)
+    expect(result.targetAccuracy).toBeCloseTo(0.98 * result.accuracyOfAll, 12)
+    expect(result).toMatchObject({ pairs: 600, heldOutPairs: 1000, seeds: 3, labelsPerRound: 12 })
+    // Both orders begin with the same round
+    expect(result.curve[0]).toMatchObject({ labels: 12, active: result.curve[0]!.random })
+    expect(result.curve.length).toBeGreaterThanOrEqual(25)
+    expect(seen.at(-1)).toBe(1)
+    expect(await run()).toEqual(result)
+    await expect(run(AbortSignal.abort(new Error('enough')))).rejects.toThrow('enough')
+  })
+
+  it('counts labels as the curve of each seed says', async () => {
+    const { bySeed, labelShare, randomLabelShare, pairs, labelsPerRound } = await simulateAnnotation(
+      labelled(200, 7),
+      labelled(300, 8),
+      { seeds: 2, roundShare: 0.05 },
+    )
+    expect(labelsPerRound).toBe(10)
+    expect(labelShare).toBeCloseTo((bySeed[0]!.labelShare + bySeed[1]!.labelShare) / 2, 12)
+    expect(randomLabelShare).toBeCloseTo((bySeed[0]!.randomLabelShare + bySeed[1]!.randomLabelShare) / 2, 12)
+    for (const seed of bySeed) expect((seed.labelShare * pairs) % labelsPerRound).toBeCloseTo(0, 9)
+  })
+
+  it('gives active choice no lead where labels are noise', async () => {
+    const random = new CounterRandom(3, 'noise')
+    const noise = (set: ReturnType<typeof labelled>) => ({ ...set, targets: set.targets.map(() => random.nextInt(2)) })
+    const result = await simulateAnnotation(noise(labelled(200, 9)), noise(labelled(2000, 10)), { seeds: 3 })
+    expect(Math.abs(result.accuracyOfAll - 0.5)).toBeLessThan(0.05)
+    for (const { active, random: other } of result.curve) expect(Math.abs(active - other)).toBeLessThan(0.05)
+  })
+
+  it('says what is missing', async () => {
+    await expect(simulateAnnotation(labelled(10, 1), labelled(50, 2))).rejects.toThrow(/there are 10 and 50/)
+  })
+})

@@ -1,6 +1,7 @@
 // `bench -- ppo`: an iteration of PPO on the real base. What sampling reaches of the engine's own rate at the same batch
 // and lengths, what updates reach of the supervised stage's token rate on the same micro-batches, what is spent beside
-// them, and memory against supervised tuning. Rates are of one process; peaks are each of a process of its own.
+// them, and memory against supervised tuning. Rates of engine and supervised steps are of the bare programs. Peaks are each of
+// a process of its own that runs a recipe, tokenizer and data included.
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -28,7 +29,7 @@ const hyper = { learningRate: 1e-5, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, wei
 interface Task {
   folder: string
   work: string
-  kind: 'ppo' | 'engine' | 'sft'
+  kind: 'ppo' | 'engine' | 'sft' | 'tuning'
 }
 interface Measure {
   /** Tokens per second, by repetition. */
@@ -86,6 +87,29 @@ async function runPpo({ folder, work }: Task): Promise<Measure> {
   // The first step touches all memory for the first time
   const timed = events.slice(1)
   return { rates: timed.map(({ tokensPerSecond }) => tokensPerSecond), steps: timed, base: opened.source.name }
+}
+
+/** Supervised tuning as a recipe runs it, on micro-batches of the same documents. */
+async function runTuning({ folder, work }: Task): Promise<Measure> {
+  const opened = openBase(folder)
+  const tokenizer = createTokenizer(opened.tokenizerJson, opened.tokenizerConfig)
+  const text = (ids: readonly number[]) => tokenizer.decode(Int32Array.from(ids))
+  const rows = Array.from({ length: 4 * microBatch }, (_, i) => {
+    const ids = windowOf(i, promptTokens + completionTokens)
+    return JSON.stringify({ prompt: text(ids.slice(0, promptTokens)), completion: text(ids.slice(promptTokens)) })
+  })
+  const train = join(work, 'rows.jsonl')
+  writeFileSync(train, `${rows.join('\n')}\n`)
+  const recipe: TrainableRecipe = {
+    name: 'bench-tuning',
+    base: folder,
+    adapter,
+    data: { train },
+    stage: { type: 'sft', maxSteps: 4, maxLength: 128, packing: false, microBatchSize: microBatch, learningRate: 1e-6 },
+  }
+  const result = await run(recipe, { runDir: join(work, 'run') }).result
+  if (result.reason !== 'completed') throw new Error(`the run ended as ${result.reason}`)
+  return { rates: [], steps: [], base: opened.source.name }
 }
 
 /** The engine alone, with an adapter loaded, on as many prompts and tokens. */
@@ -152,7 +176,7 @@ async function runSft({ folder }: Task): Promise<Measure> {
   return { rates, steps: [], base: name }
 }
 
-const kinds = { ppo: runPpo, engine: runEngine, sft: runSft }
+const kinds = { ppo: runPpo, engine: runEngine, sft: runSft, tuning: runTuning }
 const file = fileURLToPath(import.meta.url)
 
 export async function benchPpo(): Promise<Record<string, unknown>> {
@@ -168,6 +192,7 @@ export async function benchPpo(): Promise<Record<string, unknown>> {
     const before = { engine: await measured('engine', 'a'), sft: await measured('sft', 'a') }
     const ppo = await measured('ppo', 'b')
     const after = { engine: await measured('engine', 'c'), sft: await measured('sft', 'c') }
+    const tuning = await measured('tuning', 'd')
     const metric = (name: string) => median(ppo.result.steps.map(({ metrics }) => metrics![name]!))
     const both = (kind: 'engine' | 'sft') => median([...before[kind].result.rates, ...after[kind].result.rates])
     const rolloutRate = metric('perf/generatedPerSecond')
@@ -188,8 +213,8 @@ export async function benchPpo(): Promise<Record<string, unknown>> {
       generationShare: metric('perf/generationShare'),
       scoringShare: metric('perf/scoringShare'),
       ppoPeakMb: ppo.peakRssMb,
-      sftPeakMb: before.sft.peakRssMb,
-      memoryRatio: ppo.peakRssMb / before.sft.peakRssMb,
+      sftPeakMb: tuning.peakRssMb,
+      memoryRatio: ppo.peakRssMb / tuning.peakRssMb,
     }
   } finally {
     rmSync(work, { recursive: true, force: true })

@@ -1,5 +1,5 @@
 // The door to apache-arrow: record batches of files that users bring, and the token files that we write and read back.
-// A token file holds inputIds and labels as lists of int32, the length and the source row of each document, and the place of its
+// A file of lists holds one column of lists of float32. A token file holds inputIds and labels as lists of int32, the length and the source row of each document, and the place of its
 // row; reading one gives where each document's numbers lie in the file, so that they are read by position.
 import { closeSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs'
 import { open } from 'node:fs/promises'
@@ -76,6 +76,46 @@ function toPlain(value: unknown, budget: Budget): unknown {
     return object
   }
   return value
+}
+
+const listField = new arrow.Field('values', new arrow.List(new arrow.Field('item', new arrow.Float32(), false)), false)
+
+/** Writes lists of numbers as one record batch, and waits until they are on disk. @throws where the file is there */
+export function writeFloatLists(path: string, lists: readonly Float32Array[]): void {
+  const offsets = new Int32Array(lists.length + 1)
+  for (const [i, { length }] of lists.entries()) offsets[i + 1] = offsets[i]! + length
+  const flat = new Float32Array(offsets.at(-1)!)
+  for (const [i, list] of lists.entries()) flat.set(list, offsets[i]!)
+  const child = arrow.makeData({ type: new arrow.Float32(), data: flat })
+  const shape = { length: lists.length, nullCount: 0 }
+  const column = arrow.makeData({ type: listField.type as arrow.List, ...shape, valueOffsets: offsets, child })
+  const schema = new arrow.Schema([listField])
+  const struct = arrow.makeData({ type: new arrow.Struct(schema.fields), ...shape, children: [column] })
+  const file = openSync(path, 'wx')
+  try {
+    const writer = new arrow.RecordBatchFileWriter()
+    writer.reset(new FileSink(file), schema)
+    writer.write(new arrow.RecordBatch(schema, struct))
+    writer.finish()
+    fsyncSync(file)
+  } finally {
+    closeSync(file)
+  }
+}
+
+/** What writeFloatLists wrote. @throws where the file is something else or damaged */
+export async function readFloatLists(path: string): Promise<Float32Array[]> {
+  const lists: Float32Array[] = []
+  for await (const rows of readRecordBatches(path)) {
+    for (const row of rows as { values?: unknown }[]) {
+      const { values } = row
+      if (!Array.isArray(values) || !values.every((value) => typeof value === 'number')) {
+        throw new Error(`row ${lists.length} holds no list of numbers`)
+      }
+      lists.push(Float32Array.from(values))
+    }
+  }
+  return lists
 }
 
 const int32 = new arrow.Int32()

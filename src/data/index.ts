@@ -1,4 +1,5 @@
 // What the data room offers to the other rooms and, through src/index.ts, to programs, recipes and datasets.
+export { readFloatLists, writeFloatLists } from './arrow.js'
 export {
   type ChatMessage,
   ChatTemplate,

@@ -6,7 +6,7 @@ import type { EndReason, EvaluationResult, TrainingEvent } from './events.js'
 import type { StepLoader } from './loop.js'
 import type { Objective } from './objective.js'
 import type { PreparedOnline, PrepareOnlineOptions } from './prepare-online.js'
-import type { TrainProgram } from './program.js'
+import type { MicroBatch, TrainProgram } from './program.js'
 
 export interface RunContext {
   /** Absent while only planning. */
@@ -78,13 +78,15 @@ export interface PreparedRun {
     /** Rows of preference data: pairs (chosen, rejected), or single completions. */
     readonly groups: HeldOutGroup[]
   }
+  /** Every row of the training data once, in order, in micro-batches of at most so many rows. */
+  trainingRows(microBatchSize: number): Iterable<MicroBatch>
   /** Where documents of a batch came from, for messages. */
   placesOf?(documents: number[]): string[]
   readonly base: string
   readonly device: string
   readonly isa: string
   readonly versions: Record<string, string>
-  /** Hashes of what the run depends on: base, data, tokenizer. */
+  /** Hashes of what the run depends on: base, data, tokenizer, and the reference where it is an adapter. */
   readonly hashes: Record<string, string>
   exportAdapter(folder: string): void | Promise<void>
   measureCeiling?(): Promise<number>

@@ -1,7 +1,9 @@
 // Joins the rooms for a run (stops 5 to 11): base, tokenizer, data, loader, adapter and the compiled step.
+import { createHash } from 'node:crypto'
 import { join } from 'node:path'
 import {
   type ChatTemplate,
+  collate,
   createChatTemplate,
   createTokenizer,
   type DataReport,
@@ -43,7 +45,7 @@ import type {
   RowUnit,
   RunContext,
 } from './context.js'
-import type { ChoiceRow, Document } from './evaluate.js'
+import { type ChoiceRow, type Document, groupByTokens } from './evaluate.js'
 import type { FrozenAdapter } from './scorer.js'
 import { openTrainProgram } from './step.js'
 import { packageVersion } from './version.js'
@@ -299,6 +301,15 @@ export function openReference(
   return openFrozen(base, folder)
 }
 
+/** Of the values and where they belong. */
+function hashOfAdapter({ shape, values }: FrozenAdapter): string {
+  const parts = JSON.stringify([[...shape.linears.values()], shape.score ?? null])
+  return createHash('sha256')
+    .update(parts)
+    .update(new Uint8Array(values.buffer, values.byteOffset, values.byteLength))
+    .digest('hex')
+}
+
 /** Opens everything that a run of the recipe needs. */
 export async function prepareRun(
   given: ResolvedRecipe,
@@ -365,12 +376,24 @@ export async function prepareRun(
       totalSteps: loader.totalSteps,
       maxTokens,
       heldOut: { documents: data.documents, choices: data.choices, groups: data.groups },
+      *trainingRows(microBatchSize) {
+        const { groupSize, lengths, numGroups } = data.store
+        const tokensOf = (row: number) =>
+          lengths.subarray(row * groupSize, (row + 1) * groupSize).reduce((a, b) => a + b, 0)
+        for (const rows of groupByTokens(Array(numGroups).keys(), tokensOf, maxTokens, microBatchSize))
+          yield collate(data.store, rows)
+      },
       placesOf: (documents) => documents.map((document) => data.store.placeOf(document)),
       base: found.name,
       device: `${info.provider} ${info.isa ?? 'stock'}, ${info.threads} threads`,
       isa: info.isa ?? 'stock',
       versions: { espalier: packageVersion(), node: process.version, onnxruntime: info.ortVersion },
-      hashes: { base: opened.source.sha256, tokenizer: data.tokenizer.hash, ...data.hashes },
+      hashes: {
+        base: opened.source.sha256,
+        tokenizer: data.tokenizer.hash,
+        ...data.hashes,
+        ...(reference ? { reference: hashOfAdapter(reference) } : {}),
+      },
       exportAdapter: (folder) => adapter.save(folder, program.params),
       ...(info.kernels ? { measureCeiling: async () => (await runtime.measureCeiling(ceilingProbeMs)).gflops } : {}),
       async generate(prompt, { maxNewTokens = evaluationSampleTokens, adapter: withAdapter }) {

@@ -49,6 +49,7 @@ export function toyPrepare(options: { delayMs?: number; poisonRow?: number } = {
         choices: [],
         groups: [],
       },
+      trainingRows: () => [],
       base: 'toy',
       device: 'test',
       isa: 'none',

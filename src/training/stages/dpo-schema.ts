@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { preferenceLossSchema, termsOf } from '../losses/preference/index.js'
 import { needsOf } from '../objectives/preference.js'
 import { checkOffline, count, offlineFields, samplesSchema } from './offline-schema.js'
-import { checkReference, referenceSchema } from './reference-schema.js'
+import { cacheReferenceSchema, checkReference, referenceSchema } from './reference-schema.js'
 
 export const dpoSchema = z
   .strictObject({
@@ -13,6 +13,7 @@ export const dpoSchema = z
       .describe('a loss, a loss with its options, or a mixture of such with weights'),
     beta: z.number().positive().default(0.1),
     reference: referenceSchema.optional(),
+    cacheReference: cacheReferenceSchema,
     ldAlpha: z
       .number()
       .min(0)
@@ -31,6 +32,9 @@ export const dpoSchema = z
     const problem = (path: string[], message: string) => context.addIssue({ code: 'custom', path, message })
     const needs = needsOf(termsOf(stage.loss))
     checkReference(stage, needs.reference, problem)
+    if (stage.cacheReference && !needs.reference) {
+      problem(['cacheReference'], 'this loss compares with no reference model: remove it')
+    }
     if (needs.couplesPairs && stage.gradientAccumulationSteps > 1) {
       problem(
         ['gradientAccumulationSteps'],

@@ -1,16 +1,10 @@
 // Direct preference optimization and its family (stop 8): pairs through the offline loop, beside a reference model.
 import type { ReferenceModel, RunContext } from '../context.js'
 import { policyScoreOf, termsOf } from '../losses/preference/index.js'
-import {
-  fillPairs,
-  needsOf,
-  type PairBatch,
-  type PreferenceOptions,
-  pairBatch,
-  preferenceObjective,
-} from '../objectives/preference.js'
+import { fillPairs, needsOf, type PreferenceOptions, pairBatch, preferenceObjective } from '../objectives/preference.js'
 import { implicitRewards, preferenceMetrics } from '../preference-metrics.js'
 import type { AccumulateResult, MicroBatch } from '../program.js'
+import { cachedReferenceLogps } from '../reference-logps.js'
 import { mean } from '../statistics.js'
 import { type DpoOptions, dpoSchema } from './dpo-schema.js'
 import { countGroups, evaluateGroups, groupBatches, outputOf } from './held-out-groups.js'
@@ -73,15 +67,23 @@ async function open(context: RunContext, options: DpoOptions): Promise<OfflineSt
     ...(reference === undefined ? {} : { reference }),
   })
 
-  /** Of the labelled rows of a micro-batch, computed or remembered. */
-  const referenceLogps = async ({ batch }: PairBatch): Promise<Float32Array | undefined> => {
-    if (reference === undefined) return undefined
-    return (await prepared.program.score(batch, { model: 'reference' })).values
-  }
-  const fill = async (batches: readonly MicroBatch[]): Promise<MicroBatch[]> => {
+  const compute = async (batch: MicroBatch) => (await prepared.program.score(batch, { model: 'reference' })).values
+  const remembered =
+    options.cacheReference && reference !== undefined && context.runDir !== undefined
+      ? await cachedReferenceLogps(context, prepared, {
+          microBatchSize: options.microBatchSize,
+          precision: options.precision,
+          targets: { name: needs.prompt ? 'prompts' : 'labels', of: (batch) => pairBatch(batch, how).batch },
+        })
+      : undefined
+  /** @param referenceOf log-probabilities of the labelled rows of a micro-batch */
+  const fill = async (
+    batches: readonly MicroBatch[],
+    referenceOf: (batch: MicroBatch) => Float32Array | Promise<Float32Array> = compute,
+  ): Promise<MicroBatch[]> => {
     const pairs = batches.map((batch) => pairBatch(batch, how))
     const references: (Float32Array | undefined)[] = []
-    for (const pair of pairs) references.push(await referenceLogps(pair))
+    for (const { batch } of pairs) references.push(reference === undefined ? undefined : await referenceOf(batch))
     return fillPairs(pairs, references, how)
   }
   const heldOut = groupBatches(prepared, options.microBatchSize)
@@ -93,7 +95,7 @@ async function open(context: RunContext, options: DpoOptions): Promise<OfflineSt
     samples: options.samples,
     hooks: {
       lossUnits: ({ microBatches }) => countGroups(microBatches),
-      prepareStep: ({ microBatches }) => fill(microBatches),
+      prepareStep: ({ microBatches }) => fill(microBatches, remembered),
       measureStep: (batches, results) => measure(batches, results, how),
     },
     ...(rows === 0

@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import { unpairedLosses, unpairedLossNames } from '../losses/unpaired/index.js'
 import { checkOffline, count, offlineFields, samplesSchema } from './offline-schema.js'
-import { checkReference, referenceSchema } from './reference-schema.js'
+import { cacheReferenceSchema, checkReference, referenceSchema } from './reference-schema.js'
 
 export const ktoSchema = z
   .strictObject({
@@ -12,6 +12,7 @@ export const ktoSchema = z
     desirableWeight: z.number().nonnegative().default(1),
     undesirableWeight: z.number().nonnegative().default(1),
     reference: referenceSchema.optional(),
+    cacheReference: cacheReferenceSchema,
     learningRate: z.number().positive().default(1e-5),
     microBatchSize: count.default(4).describe('completions'),
     maxLength: z.int().min(2).default(1024).describe('tokens of prompt and completion'),

@@ -6,6 +6,7 @@ import { estimateKl } from '../losses/unpaired/kl-estimate.js'
 import { fillUnpaired, mismatched, sumByDocument, unpairedObjective } from '../objectives/unpaired.js'
 import { implicitRewards, unpairedMetrics } from '../preference-metrics.js'
 import type { AccumulateResult, MicroBatch } from '../program.js'
+import { cachedReferenceLogps } from '../reference-logps.js'
 import { countGroups, evaluateGroups, groupBatches, outputOf } from './held-out-groups.js'
 import { type KtoOptions, ktoSchema } from './kto-schema.js'
 import { type OfflineStage, planOffline, preparation, runOffline } from './offline.js'
@@ -53,14 +54,21 @@ async function open(context: RunContext, options: KtoOptions): Promise<OfflineSt
     }
     return estimateKl(sums.adapter, sums.reference)
   }
-  const fill = async (batches: readonly MicroBatch[]): Promise<MicroBatch[]> => {
+  const compute = async (batch: MicroBatch) => (await program.score(batch, { model: 'reference' })).values
+  const remembered =
+    options.cacheReference && context.runDir !== undefined
+      ? await cachedReferenceLogps(context, prepared, options)
+      : undefined
+  const fill = async (
+    batches: readonly MicroBatch[],
+    referenceOf: (batch: MicroBatch) => Float32Array | Promise<Float32Array> = compute,
+  ): Promise<MicroBatch[]> => {
     const kl = await klOf(batches)
     const filled: MicroBatch[] = []
     for (const batch of batches) {
       const labels = batch.numbers?.label
       if (!labels) throw new Error('the rows have no column "label"')
-      const { values: refLogps } = await program.score(batch, { model: 'reference' })
-      filled.push(fillUnpaired(batch, { refLogps, labels, kl }))
+      filled.push(fillUnpaired(batch, { refLogps: await referenceOf(batch), labels, kl }))
     }
     return filled
   }
@@ -71,7 +79,7 @@ async function open(context: RunContext, options: KtoOptions): Promise<OfflineSt
     samples: options.samples,
     hooks: {
       lossUnits: ({ microBatches }) => countGroups(microBatches),
-      prepareStep: ({ microBatches }) => fill(microBatches),
+      prepareStep: ({ microBatches }) => fill(microBatches, remembered),
       measureStep: (batches, results) => measure(batches, results, beta),
     },
     ...(rows === 0

@@ -9,6 +9,13 @@ export const referenceSchema = z
   ])
   .describe('base: the base alone; start: the adapter that training starts from; or another adapter')
 
+export const cacheReferenceSchema = z
+  .boolean()
+  .default(false)
+  .describe(
+    'compute the reference log-probabilities of all training rows once, before the first step, and keep them in the cache',
+  )
+
 /** @throws-free check: with a start adapter the reference must be named; without one it is the base */
 export function checkReference(
   stage: { reference?: ReferenceModel | undefined; startAdapter?: string | undefined },

@@ -211,6 +211,7 @@ export {
   cacheFolder,
   type FetchOptions,
   type FetchProgress,
+  fetchHubDataset,
   knownBases,
   type PreparedBase,
   prepareBase,

@@ -145,13 +145,17 @@ export interface HubFile {
 
 const hubUrl = () => (process.env.HF_ENDPOINT ?? 'https://huggingface.co').replace(/\/+$/, '')
 
-/** Revision and files of a repository of the hub. Throws with the reason. */
+/** What a repository holds. */
+export type HubKind = 'models' | 'datasets'
+
+/** Revision and files of a repository of the hub, those of its folders too where it is one of data. Throws with the reason. */
 export async function listHubFiles(
   repo: string,
   revision = 'main',
   signal?: AbortSignal,
+  kind: HubKind = 'models',
 ): Promise<{ revision: string; files: HubFile[] }> {
-  const url = `${hubUrl()}/api/models/${repo}/revision/${encodeURIComponent(revision)}?blobs=true`
+  const url = `${hubUrl()}/api/${kind}/${repo}/revision/${encodeURIComponent(revision)}?blobs=true`
   const stall = stallSignal(signal)
   try {
     const response = await request(url, tokenHeader(), stall.signal)
@@ -161,11 +165,12 @@ export async function listHubFiles(
       siblings?: { rfilename?: unknown; size?: unknown; lfs?: { sha256?: unknown } }[]
     }
     if (typeof body.sha !== 'string' || !/^[0-9a-f]{40}$/.test(body.sha) || !Array.isArray(body.siblings)) {
-      throw new Error(`${url}: not the answer of a model hub`)
+      throw new Error(`${url}: not the answer of a hub`)
     }
     const files = body.siblings.flatMap(({ rfilename, size, lfs }) => {
-      // Only files of the top folder, so that no name leads out of the cache.
-      if (typeof rfilename !== 'string' || !/^[A-Za-z0-9_][A-Za-z0-9._-]*$/.test(rfilename)) return []
+      // No name may lead out of the cache
+      const isSafe = kind === 'models' ? isFileName : isFilePath
+      if (typeof rfilename !== 'string' || !isSafe(rfilename)) return []
       const sha256 = typeof lfs?.sha256 === 'string' ? lfs.sha256 : null
       return [{ name: rfilename, size: typeof size === 'number' ? size : null, sha256 }]
     })
@@ -174,6 +179,9 @@ export async function listHubFiles(
     stall.stop()
   }
 }
+
+const isFileName = (name: string) => /^[A-Za-z0-9_][A-Za-z0-9._-]*$/.test(name)
+const isFilePath = (path: string) => path.split('/').every(isFileName)
 
 async function hashOf(path: string) {
   const hash = createHash('sha256')
@@ -267,5 +275,20 @@ export async function downloadHubFolder(
     const url = `${hubUrl()}/${repo}/resolve/${revision}/${name}`
     await downloadFile(url, path, { size, sha256 }, { ...options, headers: tokenHeader() })
   }
+  return revision
+}
+
+/** Downloads one file of a data repository to `path`; returns the revision. */
+export async function downloadHubDataset(
+  repo: string,
+  file: string,
+  path: string,
+  options: TransferOptions & { revision?: string | undefined } = {},
+): Promise<string> {
+  const { revision, files } = await listHubFiles(repo, options.revision, options.signal, 'datasets')
+  const found = files.find(({ name }) => name === file)
+  if (!found) throw new Error(`${repo}: there is no ${file}; there are ${files.map(({ name }) => name).join(', ')}`)
+  const url = `${hubUrl()}/datasets/${repo}/resolve/${revision}/${file}`
+  await downloadFile(url, path, found, { ...options, headers: tokenHeader() })
   return revision
 }

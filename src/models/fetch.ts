@@ -6,7 +6,7 @@ import { homedir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { baseFiles, openBase } from './base-directory.js'
-import { downloadHubFolder, pipDownload } from './download.js'
+import { downloadHubDataset, downloadHubFolder, pipDownload } from './download.js'
 import { withLock } from './file-lock.js'
 import { type ImportFormatName, importBase } from './import.js'
 import { hashFile } from './import-source.js'
@@ -140,6 +140,39 @@ async function fetchHub(repo: string, options: FetchOptions): Promise<ResolvedBa
     },
     waiting(options, message),
   )
+}
+
+/**
+ * A file of a data repository of the hub, downloaded once, for dataset modules.
+ * @param repo `org/name` @param file its path there
+ * @throws where the hub cannot be reached, or has no such file
+ */
+export async function fetchHubDataset(
+  repo: string,
+  file: string,
+  options: FetchOptions & { revision?: string | undefined } = {},
+): Promise<string> {
+  if (!/^[\w.-]+\/[\w.-]+$/.test(repo) || repo.includes('..')) throw new Error(`${repo} is no name of a repository`)
+  const key = `${repo}/${options.revision ?? 'main'}/${file}`.replaceAll('/', '--')
+  const path = join(cacheFolder(options), 'hub-datasets', key)
+  if (existsSync(path)) return path
+  if (options.offline) throw new Error(`${file} of ${repo} is not in the cache (${path})`)
+  const message = `downloading ${file} of ${repo} from the Hugging Face hub`
+  mkdirSync(dirname(path), { recursive: true })
+  const download = async () => {
+    if (existsSync(path)) return path
+    const { signal, revision } = options
+    const onBytes = (done: number, total: number | null) =>
+      options.onProgress?.({ phase: 'download', message, done, total })
+    try {
+      await downloadHubDataset(repo, file, path, { signal, revision, onBytes })
+    } catch (error) {
+      signal?.throwIfAborted()
+      throw new Error(`${file} of ${repo} could not be fetched: ${(error as Error).message}`, { cause: error })
+    }
+    return path
+  }
+  return withLock(path, download, waiting(options, message))
 }
 
 const waiting = (options: FetchOptions, message: string) => ({

@@ -24,6 +24,7 @@ import { packageVersion } from './version.js'
 
 export interface PrepareOnlineOptions {
   maxPromptLength: number
+  promptTruncation: 'drop' | 'keepEnd'
   maxCompletionLength: number
   promptsPerStep: number
   numGenerations: number
@@ -96,6 +97,7 @@ export async function prepareOnline(
         template,
         templateVariables: recipe.data.templateVariables,
         maxPromptLength: options.maxPromptLength,
+        truncation: options.promptTruncation,
         maxRows,
         signal,
       })
@@ -103,7 +105,7 @@ export async function prepareOnline(
     if (train.tooLong > 0) {
       emit({
         type: 'warning',
-        message: `${train.tooLong} prompts are longer than maxPromptLength ${options.maxPromptLength} and are left out`,
+        message: `${train.tooLong} prompts are longer than maxPromptLength ${options.maxPromptLength} and ${options.promptTruncation === 'drop' ? 'are left out' : 'lost their beginning'}`,
       })
     }
     const heldOut =

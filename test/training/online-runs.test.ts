@@ -1,5 +1,6 @@
 // Whole runs of the stages that sample: that the reward rises, that they start where they must and go on where they were
 // cut short, bit for bit, and what becomes of a reward that fails.
+import { readFileSync } from 'node:fs'
 import { createServer, type IncomingHttpHeaders, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
@@ -239,6 +240,25 @@ it('one failure ends the work on the other completions', async () => {
   }
   await expect(runTiny(place, recipeOf('grpo', { ...alone, rewards: [{ function: first }] }))).rejects.toThrow(/boom/)
   expect([calls, stopped]).toEqual([16, 15])
+})
+
+it.each([
+  ['drop', 'left out'],
+  ['keepEnd', 'lost their beginning'],
+])('prompts that are too long (%s) are counted, and %s', async (promptTruncation, what) => {
+  const seen: string[] = []
+  const see = ({ prompt }: Completion) => seen.push(prompt)
+  const stage = { ...alone, maxPromptLength: 10, promptTruncation, rewards: [{ function: see }] }
+  const { events } = await runTiny(place, recipeOf('grpo', stage))
+  const message = expect.stringMatching(new RegExp(`prompts are longer than maxPromptLength 10 and .*${what}`))
+  expect(events).toContainEqual({ type: 'warning', message })
+  const whole: string[] = readFileSync(files.prompts, 'utf8')
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line).prompt)
+  const cut = seen.filter((prompt) => !whole.includes(prompt))
+  expect(cut.length > 0).toBe(promptTruncation === 'keepEnd')
+  for (const end of cut) expect(whole.some((prompt) => prompt.endsWith(end))).toBe(true)
 })
 
 it('rows without a prompt are refused', async () => {

@@ -57,7 +57,11 @@ export const onlineFields = {
   rewards: z.array(rewardSpecSchema).min(1).describe('summed with their weights'),
   epochs: z.number().positive().default(1).describe('passes over the prompts'),
   maxSteps: count.optional().describe('rounds of sampling and updates; wins over epochs'),
-  maxPromptLength: count.default(512).describe('longer prompts are left out and counted'),
+  maxPromptLength: count.default(512).describe('tokens'),
+  promptTruncation: z
+    .enum(['drop', 'keepEnd'])
+    .default('drop')
+    .describe('longer prompts are left out, or lose their beginning; both are counted'),
   maxCompletionLength: count.default(128),
   topK: z.int().nonnegative().default(0),
   topP: z.number().positive().max(1).default(1),

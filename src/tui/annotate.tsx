@@ -89,7 +89,7 @@ export function AnnotateView({ backend, columns, rows }: AnnotateViewProps) {
   const isWide = columns >= SIDE_BY_SIDE_COLUMNS
   const width = isWide ? Math.floor(columns / 2) : columns
   const below = hidden - offset
-  const notice = [said, below > 0 ? `↓ ${below} more lines` : undefined, backend.notice()].filter(Boolean).join(' · ')
+  const notice = [said, below > 0 ? `↓ ${below} more` : undefined, backend.notice()].filter(Boolean).join(' · ')
   return (
     <Box flexDirection="column" width={columns}>
       <Text wrap="truncate">

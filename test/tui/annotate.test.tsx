@@ -91,7 +91,7 @@ describe('on a screen', () => {
     const screen = terminal()
     const open = openAnnotateScreen(fake([{ ...pairOf(1), first: `${long}\x1b[2J` }, pairOf(2)]), screen)
     await screen.shows('line 5.')
-    await screen.shows('more lines')
+    await screen.shows('↓')
     expect(screen.shown()).not.toContain('line 40.')
     expect(screen.shown()).not.toContain('\x1b[2J\n')
     screen.forget()

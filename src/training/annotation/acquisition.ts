@@ -2,9 +2,6 @@
 import { dot } from './minimize.js'
 import type { Judgement, RewardEnsemble } from './reward-ensemble.js'
 
-/** Pairs looked at for each one that is asked; the greedy search below costs their square. */
-const SHORTLIST = 10
-
 /**
  * What an answer is expected to tell about the reward: the variance of the heads' margins times that of the answer, p·(1 − p), the
  * first term of the information that a Bernoulli answer gives of its logit (Houlsby et al., "Bayesian active learning for
@@ -24,17 +21,15 @@ export function informativeness({ margin, deviation }: Judgement): number {
  * @returns indices of candidates
  */
 export function chooseRound(ensemble: RewardEnsemble, differences: readonly Float32Array[], count: number): number[] {
-  const shortlist = differences
+  const candidates = differences
     .map((difference, index) => ({ index, difference, score: informativeness(ensemble.judge(difference)) }))
-    .sort((a, b) => b.score - a.score || a.index - b.index)
-    .slice(0, SHORTLIST * count)
     .map((candidate) => ({ ...candidate, square: dot(candidate.difference, candidate.difference) }))
   const chosen: number[] = []
-  while (chosen.length < count && shortlist.length > 0) {
-    const best = shortlist.reduce((most, { score }, i) => (score > shortlist[most]!.score ? i : most), 0)
-    const [taken] = shortlist.splice(best, 1)
+  while (chosen.length < count && candidates.length > 0) {
+    const best = candidates.reduce((most, { score }, i) => (score > candidates[most]!.score ? i : most), 0)
+    const [taken] = candidates.splice(best, 1)
     chosen.push(taken!.index)
-    for (const other of shortlist) {
+    for (const other of candidates) {
       const squares = taken!.square * other.square
       const cosine = squares > 0 ? dot(taken!.difference, other.difference) / Math.sqrt(squares) : 0
       other.score *= 1 - Math.min(1, cosine * cosine)

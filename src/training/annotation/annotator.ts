@@ -3,7 +3,7 @@
 import { type Comparison, permutation } from '../../data/index.js'
 import { chooseRound } from './acquisition.js'
 import type { Annotation, AnnotationLog, Label } from './log.js'
-import { differenceOf, RewardEnsemble, scaleFeatures } from './reward-ensemble.js'
+import { RewardEnsemble } from './reward-ensemble.js'
 
 export const orders = ['active', 'random'] as const
 export type Order = (typeof orders)[number]
@@ -43,7 +43,6 @@ export interface AnnotatorStatus {
 const REFIT_ANSWERS = 8
 /** Pairs chosen at once: enough that none is missing while the heads are fitted. */
 const ROUND_PAIRS = 2 * REFIT_ANSWERS
-const NUM_HEADS = 8
 /** Agreement is over the last answers only: the heads learn. */
 const AGREEMENT_ANSWERS = 50
 
@@ -61,7 +60,7 @@ export class Annotator {
   #current: number | undefined
   #currentOrder: Order = 'random'
   #shownAt = performance.now()
-  #differences: Float32Array[] | undefined
+  #differences: readonly Float32Array[] | undefined
   #ensemble: RewardEnsemble | undefined
   /** Answers that the last fit knew. */
   #fitted = 0
@@ -106,12 +105,13 @@ export class Annotator {
     }
   }
 
-  /** Takes the features of both sides of every pair; from now on the heads choose. */
-  learn(features: readonly (readonly [Float32Array, Float32Array])[]): void {
+  /** Takes what heads see of every pair, as FeatureSpace gives it [C]; from now on the heads choose. */
+  learn(differences: readonly Float32Array[]): void {
     if (!this.#isActive) return
-    const scaled = scaleFeatures(features.flat())
-    this.#differences = this.comparisons.map((_, i) => differenceOf(scaled[2 * i]!, scaled[2 * i + 1]!))
-    this.#ensemble = new RewardEnsemble(scaled[0]?.length ?? 0, { numHeads: NUM_HEADS, seed: this.#seed })
+    if (differences.length !== this.comparisons.length)
+      throw new Error(`features of ${differences.length} pairs for ${this.comparisons.length} pairs`)
+    this.#differences = differences
+    this.#ensemble = new RewardEnsemble(differences[0]?.length ?? 0, { seed: this.#seed })
     this.#refit()
   }
 

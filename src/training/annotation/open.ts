@@ -6,7 +6,7 @@ import type { TrainableRecipe } from '../prepare.js'
 import { Annotator, type Order } from './annotator.js'
 import { type LabelByRewardOptions, labelByReward } from './label-by-reward.js'
 import { AnnotationLog } from './log.js'
-import { encodePairs, featuresOfPairs, openPairs, samplePairs } from './pairs.js'
+import { encodePairs, featuresOfPairs, openPairs, samplePairs, spaceOfFeatures } from './pairs.js'
 
 export interface AnnotationOptions {
   /** The log's file; it goes on where it is there. Default `annotations/<recipe>.jsonl`. */
@@ -78,7 +78,9 @@ export async function openAnnotation(
     const learn = async () => {
       if (order === 'random') return
       try {
-        annotator.learn(await featuresOfPairs(opened.base, documents, emit, stopping.signal))
+        const features = await featuresOfPairs(opened.base, documents, emit, stopping.signal)
+        const space = await spaceOfFeatures(features, opened.seed, emit, stopping.signal)
+        annotator.learn(await space.differences(features, stopping.signal))
       } catch (error) {
         if (!stopping.signal.aborted) throw error
       }

@@ -14,6 +14,7 @@ import { LanguageModel } from '../../inference/language-model.js'
 import { type LoadedBase, loadBase } from '../../models/loaded-base.js'
 import type { RunContext } from '../context.js'
 import { openParts, openTokenizer, type Sources, sourcesOf, type TrainableRecipe } from '../prepare.js'
+import { FeatureSpace } from './feature-space.js'
 import { completionFeatures } from './features.js'
 
 /** A base with the pairs of a recipe's data. */
@@ -103,6 +104,21 @@ export async function featuresOfPairs(
       }),
   })
   return documents.map((_, i) => [features[2 * i]!, features[2 * i + 1]!])
+}
+
+/** The space that the heads compare completions in, from their features. */
+export function spaceOfFeatures(
+  features: readonly (readonly [Float32Array, Float32Array])[],
+  seed: number,
+  emit: RunContext['emit'],
+  signal: AbortSignal | undefined,
+): Promise<FeatureSpace> {
+  return FeatureSpace.fit(features.flat(), {
+    seed,
+    signal,
+    onProgress: (done, total) =>
+      emit({ type: 'progress', task: 'finding what sets answers apart', done, total, unit: 'passes' }),
+  })
 }
 
 export interface SampleOptions {

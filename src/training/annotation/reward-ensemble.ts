@@ -1,95 +1,66 @@
-// Reward heads that are refitted in a fraction of a second, and how far they disagree: linear Bradley–Terry models over frozen
-// features. The mean head is the posterior mode under a Gaussian prior. Each of the others is fitted to a bootstrap of the labels
-// (exponential weights: Newton and Raftery, "Approximate Bayesian inference with the weighted likelihood bootstrap", 1994) and is
-// held to a random draw of the prior (Osband et al., "Randomized prior functions for deep reinforcement learning", 2018), so that
-// the heads agree where labels speak and differ where none do.
+// Linear reward heads over the differences of completions' features: Bayesian logistic regression of "the first is better". One
+// head says what is thought, and draws from the posterior say how sure that is.
 import { setImmediate } from 'node:timers/promises'
+import { CholeskyDecomposition, Matrix } from 'ml-matrix'
 import { CounterRandom } from '../../data/index.js'
-import { deviation, softplus } from '../statistics.js'
-import { dot, minimize } from './minimize.js'
+import { softplus } from '../statistics.js'
+import { addScaled, dot } from './vectors.js'
 
 /** What was said of a pair: 1 the first is better, 0 the second, ½ a tie. */
 export type PairTarget = number
 
 export interface EnsembleOptions {
-  /** Heads beside the mean head; 0 where only its scores are wanted. Default 16. */
+  /** Heads beside the mean head; 0 where only its scores are wanted. Default 128: a deviation is then known to 6 %. */
   readonly numHeads?: number | undefined
   /**
-   * Standard deviation of a weight under the prior, for features scaled as scaleFeatures does: of the margin of a pair of unrelated
-   * completions it is √2 times as much. Default 2: in the simulation over the valence pairs, 3 gains less.
+   * Standard deviation of a weight under the prior, for features scaled as FeatureSpace does: of the margin of a pair of unrelated
+   * completions it is about √2 times as much. Default 2: in the simulation over the valence pairs, 3 gains less.
    */
   readonly priorDeviation?: number | undefined
   readonly seed?: number | undefined
 }
 
-/** What the ensemble thinks of a pair: the mean head's margin and the standard deviation of the heads' margins. */
+/** What the ensemble thinks of a pair: the mean head's margin and the standard deviation of the heads' margins about it. */
 export interface Judgement {
   readonly margin: number
   readonly deviation: number
 }
 
-/**
- * Completions' features [F] divided by the standard deviation that each has over all of them and by √F, so that one prior suits any
- * base. Features that do not vary become 0.
- */
-export function scaleFeatures(features: readonly Float32Array[]): Float32Array[] {
-  const width = features[0]?.length ?? 0
-  const scales = new Float64Array(width)
-  for (let i = 0; i < width; i++) {
-    let sum = 0
-    let squares = 0
-    for (const vector of features) {
-      sum += vector[i]!
-      squares += vector[i]! ** 2
-    }
-    const variance = squares / features.length - (sum / features.length) ** 2
-    scales[i] = variance > 1e-12 ? 1 / Math.sqrt(variance * width) : 0
-  }
-  return features.map((vector) => vector.map((x, i) => x * scales[i]!))
-}
+const MAX_NEWTON_STEPS = 50
+/** The last of Newton's steps is expected to lower the loss by less than half of it: what is left then is of its square. */
+const TOLERANCE = 1e-4
 
-/** What a linear head sees of a pair: features of the first less those of the second. */
-export const differenceOf = (first: Float32Array, second: Float32Array): Float32Array =>
-  first.map((x, i) => x - second[i]!)
-
-interface Head {
-  weights: Float64Array // [F]
-  /** Where the prior is centred [F]. */
-  readonly centre: Float64Array
-  /** Weight of label i; draws of its own stream, so that a label keeps its weight while others are added. */
-  readonly weightOf: (label: number) => number
-}
+const sigmoid = (margin: number): number => 1 / (1 + Math.exp(-margin))
 
 export class RewardEnsemble {
-  readonly #mean: Head
-  readonly #heads: Head[]
   readonly #precision: number
+  /** Standard normal draws, a column per head [F, heads]; the same at each fit, so that heads move no more than the posterior. */
+  readonly #draws: Matrix
+  /** The posterior's mode [F]. */
+  #weights: Float64Array
+  /** A draw from the posterior less its mode, per head [F]. */
+  #deviations: Float64Array[]
 
   constructor(numFeatures: number, options: EnsembleOptions = {}) {
-    const { numHeads = 16, priorDeviation = 2, seed = 0 } = options
+    const { numHeads = 128, priorDeviation = 2, seed = 0 } = options
     if (!(priorDeviation > 0)) throw new Error(`priorDeviation must be positive, not ${priorDeviation}`)
     this.#precision = 1 / priorDeviation ** 2
-    this.#mean = { weights: new Float64Array(numFeatures), centre: new Float64Array(numFeatures), weightOf: () => 1 }
-    this.#heads = Array.from({ length: numHeads }, (_, k) => {
-      const prior = new CounterRandom(seed, 'annotate/prior', k)
-      const centre = new Float64Array(numFeatures).map(() => priorDeviation * prior.nextNormal())
-      const bootstrap = new CounterRandom(seed, 'annotate/bootstrap', k)
-      const drawn: number[] = []
-      return {
-        weights: centre.slice(),
-        centre,
-        weightOf(label) {
-          while (drawn.length <= label) drawn.push(-Math.log(1 - bootstrap.nextFloat()))
-          return drawn[label]!
-        },
-      }
-    })
+    this.#weights = new Float64Array(numFeatures)
+    this.#draws = Matrix.zeros(numFeatures, numHeads)
+    for (let k = 0; k < numHeads; k++) {
+      const random = new CounterRandom(seed, 'annotate/heads', k)
+      for (let f = 0; f < numFeatures; f++) this.#draws.set(f, k, random.nextNormal())
+    }
+    this.#deviations = columnsOf(Matrix.mul(this.#draws, priorDeviation))
   }
 
   /**
-   * Fits all heads to the labelled pairs, from where they are: add new labels behind the old ones.
-   * Minimises Σ wᵢ·[log(1 + exp mᵢ) − tᵢ·mᵢ] + ½·‖θ − centre‖²/σ² with m = D·θ, by L-BFGS. Others have their turn between two
-   * heads: a screen answers keys meanwhile.
+   * Fits all heads to the labelled pairs. The mean head minimises Σ [log(1 + exp mᵢ) − tᵢ·mᵢ] + ½·‖θ‖²/σ² with m = D·θ, by Newton's
+   * method; the others are draws from the Laplace approximation of the posterior, θ ~ N(mode, H⁻¹) with H the Hessian of that loss
+   * there (Bishop, "Pattern recognition and machine learning", section 4.5.1). Others have their turn between two steps: a screen
+   * answers keys meanwhile.
+   * @param differences one [F] per pair
+   * @throws where the search does not end, which it does for finite features
    */
   async fit(
     differences: readonly Float32Array[],
@@ -98,45 +69,80 @@ export class RewardEnsemble {
   ): Promise<void> {
     if (differences.length !== targets.length)
       throw new Error(`${differences.length} pairs and ${targets.length} targets; there must be as many`)
-    for (const head of [this.#mean, ...this.#heads]) {
+    for (let i = 0; i < MAX_NEWTON_STEPS; i++) {
       await setImmediate()
       signal?.throwIfAborted()
-      this.#fitHead(head, differences, targets)
+      const { gradient, hessian } = this.#derivatives(differences, targets)
+      const factor = new CholeskyDecomposition(hessian)
+      const step = factor.solve(Matrix.columnVector(gradient)).to1DArray()
+      const isLower = this.#descend(step, differences, targets)
+      if (dot(gradient, step) >= TOLERANCE && isLower) continue
+      // H⁻¹·L·z has the covariance H⁻¹·L·Lᵀ·H⁻¹ = H⁻¹.
+      if (this.#draws.columns > 0)
+        this.#deviations = columnsOf(factor.solve(factor.lowerTriangularMatrix.mmul(this.#draws)))
+      return
     }
+    throw new Error(`reward heads over ${differences.length} pairs have not converged after ${MAX_NEWTON_STEPS} steps`)
   }
 
-  #fitHead(head: Head, differences: readonly Float32Array[], targets: readonly PairTarget[]): void {
-    const precision = this.#precision
-    const { centre } = head
-    const labelWeights = targets.map((_, i) => head.weightOf(i))
-    head.weights = minimize(head.weights, (weights, gradient) => {
-      let loss = 0
-      for (let f = 0; f < weights.length; f++) {
-        const away = weights[f]! - centre[f]!
-        loss += 0.5 * precision * away * away
-        gradient[f] = precision * away
+  /** Takes a step of the mean head, or the first of its halves that raises the loss no more. @returns whether there is one */
+  #descend(step: readonly number[], differences: readonly Float32Array[], targets: readonly PairTarget[]): boolean {
+    const loss = this.#loss(this.#weights, differences, targets)
+    for (let rate = 1; rate > 1e-6; rate /= 2) {
+      const next = this.#weights.slice()
+      addScaled(next, -rate, step)
+      if (this.#loss(next, differences, targets) <= loss) {
+        this.#weights = next
+        return true
       }
-      for (let i = 0; i < differences.length; i++) {
-        const difference = differences[i]!
-        const margin = dot(difference, weights)
-        loss += labelWeights[i]! * (softplus(margin) - targets[i]! * margin)
-        // d/dm = σ(m) − t
-        const slope = labelWeights[i]! * (1 / (1 + Math.exp(-margin)) - targets[i]!)
-        for (let f = 0; f < weights.length; f++) gradient[f] = gradient[f]! + slope * difference[f]!
-      }
-      return loss
+    }
+    return false // in this precision
+  }
+
+  #loss(weights: Float64Array, differences: readonly Float32Array[], targets: readonly PairTarget[]): number {
+    let loss = 0.5 * this.#precision * dot(weights, weights)
+    for (const [i, difference] of differences.entries()) {
+      const margin = dot(difference, weights)
+      loss += softplus(margin) - targets[i]! * margin
+    }
+    return loss
+  }
+
+  #derivatives(differences: readonly Float32Array[], targets: readonly PairTarget[]) {
+    const weights = this.#weights
+    const gradient = weights.map((weight) => this.#precision * weight)
+    const rows = differences.map((difference, i) => {
+      const p = sigmoid(dot(difference, weights))
+      addScaled(gradient, p - targets[i]!, difference)
+      const root = Math.sqrt(p * (1 - p))
+      return Array.from(difference, (x) => root * x)
     })
+    const hessian = rows.length > 0 ? new Matrix(rows).gram() : Matrix.zeros(weights.length, weights.length)
+    return { gradient, hessian: hessian.add(Matrix.eye(weights.length).mul(this.#precision)) }
   }
 
-  /** Margin of a pair by the mean head; of one completion's features its reward, of which only differences mean something. */
+  /** Margin of a pair by the mean head. */
   margin(difference: Float32Array): number {
-    return dot(difference, this.#mean.weights)
+    return dot(difference, this.#weights)
   }
 
-  /** @throws where the ensemble has fewer than two heads: one cannot disagree */
+  /**
+   * How much each head's margin differs from the mean head's, divided by the root of their number: the inner product of two pairs'
+   * spreads is the covariance of their margins. [heads]
+   * @throws where the ensemble has fewer than two heads: one cannot disagree
+   */
+  spread(difference: Float32Array): Float64Array {
+    const count = this.#deviations.length
+    if (count < 2) throw new Error(`an ensemble of ${count} heads has no disagreement`)
+    return Float64Array.from(this.#deviations, (deviation) => dot(difference, deviation) / Math.sqrt(count))
+  }
+
+  /** @throws as `spread` */
   judge(difference: Float32Array): Judgement {
-    if (this.#heads.length < 2) throw new Error(`an ensemble of ${this.#heads.length} heads has no disagreement`)
-    const margins = this.#heads.map(({ weights }) => dot(difference, weights))
-    return { margin: this.margin(difference), deviation: deviation(margins) }
+    const spread = this.spread(difference)
+    return { margin: this.margin(difference), deviation: Math.sqrt(dot(spread, spread)) }
   }
 }
+
+const columnsOf = (matrix: Matrix): Float64Array[] =>
+  Array.from({ length: matrix.columns }, (_, k) => Float64Array.from(matrix.getColumn(k)))

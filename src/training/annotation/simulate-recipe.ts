@@ -2,8 +2,7 @@
 import { readComparisons } from '../../data/index.js'
 import type { Listener } from '../events.js'
 import { hasHeldOut, type TrainableRecipe } from '../prepare.js'
-import { type EncodedPairs, encodePairs, featuresOfPairs, type OpenPairs, openPairs } from './pairs.js'
-import { differenceOf, scaleFeatures } from './reward-ensemble.js'
+import { type EncodedPairs, encodePairs, featuresOfPairs, type OpenPairs, openPairs, spaceOfFeatures } from './pairs.js'
 import { type LabelledPairs, type SimulationOptions, type SimulationResult, simulateAnnotation } from './simulate.js'
 
 export interface SimulateRecipeOptions extends Pick<SimulationOptions, 'seeds' | 'targetShare' | 'signal'> {
@@ -39,7 +38,7 @@ export async function simulateRecipe(
     const pool = await known(train, maxPairs)
     const judged = await known(heldOut)
     const [poolPairs, judgedPairs] = await describePairs(opened, [pool, judged], emit, signal)
-    const result = await simulateAnnotation(poolPairs!, judgedPairs!, {
+    const result = await simulateAnnotation(poolPairs, judgedPairs, {
       seeds: options.seeds,
       targetShare: options.targetShare,
       signal,
@@ -51,20 +50,22 @@ export async function simulateRecipe(
   }
 }
 
-/** Feature differences of several sets, scaled alike, and the known answers. */
+/** What heads see of training pairs and of held-out ones, in the space of the former, and the known answers. */
 async function describePairs(
-  { base }: OpenPairs,
-  sets: readonly EncodedPairs[],
+  { base, seed }: OpenPairs,
+  [pool, judged]: readonly [EncodedPairs, EncodedPairs],
   emit: Listener,
   signal: AbortSignal | undefined,
-): Promise<LabelledPairs[]> {
-  const all = sets.flatMap(({ documents }) => documents)
-  const features = scaleFeatures((await featuresOfPairs(base, all, emit, signal)).flat())
-  const differences = all.map((_, i) => differenceOf(features[2 * i]!, features[2 * i + 1]!))
-  let at = 0
-  return sets.map(({ comparisons }) => {
-    const own = differences.slice(at, at + comparisons.length)
-    at += comparisons.length
-    return { differences: own, targets: comparisons.map(({ known }) => known!) }
+): Promise<[LabelledPairs, LabelledPairs]> {
+  const features = await featuresOfPairs(base, [...pool.documents, ...judged.documents], emit, signal)
+  const [poolFeatures, judgedFeatures] = [
+    features.slice(0, pool.documents.length),
+    features.slice(pool.documents.length),
+  ]
+  const space = await spaceOfFeatures(poolFeatures, seed, emit, signal)
+  const labelled = async ({ comparisons }: EncodedPairs, own: typeof features): Promise<LabelledPairs> => ({
+    differences: await space.differences(own, signal),
+    targets: comparisons.map(({ known }) => known!),
   })
+  return [await labelled(pool, poolFeatures), await labelled(judged, judgedFeatures)]
 }

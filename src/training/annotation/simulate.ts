@@ -5,7 +5,7 @@ import { mean } from '../statistics.js'
 import { chooseRound } from './acquisition.js'
 import { RewardEnsemble } from './reward-ensemble.js'
 
-/** Pairs with known answers: features of the first less those of the second [F], and 1 where the first is better, else 0. */
+/** Pairs with known answers: what heads see of each [C], and 1 where the first is better, else 0. */
 export interface LabelledPairs {
   readonly differences: readonly Float32Array[]
   readonly targets: readonly number[]
@@ -14,7 +14,7 @@ export interface LabelledPairs {
 export interface SimulationOptions {
   /** Runs with other draws of the first round, the random order and the heads. Default 5. */
   readonly seeds?: number | undefined
-  /** Heads whose disagreement is measured. Default 8. */
+  /** Heads whose disagreement is measured. Default: the ensemble's. */
   readonly numHeads?: number | undefined
   /** Labels of a round, as a share of the pool. Default 0.02. */
   readonly roundShare?: number | undefined
@@ -67,7 +67,7 @@ export async function simulateAnnotation(
   heldOut: LabelledPairs,
   options: SimulationOptions = {},
 ): Promise<SimulationResult> {
-  const { seeds = 5, numHeads = 8, roundShare = 0.02, targetShare = 0.98, signal, onProgress } = options
+  const { seeds = 5, numHeads, roundShare = 0.02, targetShare = 0.98, signal, onProgress } = options
   const count = pool.targets.length
   const labelsPerRound = Math.max(1, Math.round(roundShare * count))
   if (count < 20 || heldOut.targets.length < 20) {

@@ -1,9 +1,10 @@
 // Which pairs are asked about: the score against numerical integration, the choice against what it must avoid, and what it saves.
 import { describe, expect, it } from 'vitest'
 import { CounterRandom } from '../../../src/data/index.js'
-import { chooseRound, informativeness } from '../../../src/training/annotation/acquisition.js'
-import { differenceOf, RewardEnsemble } from '../../../src/training/annotation/reward-ensemble.js'
+import { answerVariance, chooseRound, informativeness } from '../../../src/training/annotation/acquisition.js'
+import { RewardEnsemble } from '../../../src/training/annotation/reward-ensemble.js'
 import { simulateAnnotation } from '../../../src/training/annotation/simulate.js'
+import { dot } from '../../../src/training/annotation/vectors.js'
 import { ruledPairs } from './pairs.js'
 
 /** I(answer; margin) for a Gaussian margin, by the trapezium rule. */
@@ -42,7 +43,7 @@ describe('what an answer tells', () => {
 describe('a round', () => {
   it('asks what the heads do not know, and not twice the same', async () => {
     const unit = (f: number) => new Float32Array(4).fill(0).with(f, 1)
-    const ensemble = new RewardEnsemble(4, { numHeads: 16 })
+    const ensemble = new RewardEnsemble(4)
     const known = Array.from({ length: 200 }, (_, i) => unit(0).map((x) => (i % 2 ? x : -x)))
     await ensemble.fit(
       known,
@@ -56,12 +57,40 @@ describe('a round', () => {
     expect(new Set(chooseRound(ensemble, candidates, 99))).toEqual(new Set([0, 1, 2, 3, 4, 5]))
     expect(chooseRound(ensemble, [], 3)).toEqual([])
   })
+
+  it('chooses as the covariance of all margins does, updated by each answer to come', async () => {
+    const random = new CounterRandom(11, 'candidates')
+    const draw = (count: number) =>
+      Array.from({ length: count }, () => new Float32Array(6).map(() => random.nextNormal()))
+    const ensemble = new RewardEnsemble(6)
+    const known = draw(20)
+    await ensemble.fit(
+      known,
+      known.map(([x, y]) => Number(x! > y!)),
+    )
+    const candidates = draw(40)
+    const spreads = candidates.map((candidate) => ensemble.spread(candidate))
+    const covariance = spreads.map((a) => spreads.map((b) => dot(a, b)))
+    const answers = candidates.map((candidate) => answerVariance(ensemble.judge(candidate)))
+    const expected: number[] = []
+    while (expected.length < 10) {
+      const scores = answers.map((answer, i) => (expected.includes(i) ? -1 : covariance[i]![i]! * answer))
+      const best = scores.indexOf(Math.max(...scores))
+      expected.push(best)
+      // Kalman's update by a measurement of noise 1 / answer
+      const column = covariance.map((row) => row[best]!)
+      const innovation = column[best]! + 1 / answers[best]!
+      for (const [i, row] of covariance.entries())
+        for (let j = 0; j < row.length; j++) row[j]! -= (column[i]! * column[j]!) / innovation
+    }
+    expect(chooseRound(ensemble, candidates, 10)).toEqual(expected)
+  })
 })
 
 describe('the simulation', () => {
   const labelled = (count: number, seed: number) => {
-    const { features, targets } = ruledPairs(count, { width: 24, noise: 0.5, seed })
-    return { differences: features.map(([a, b]) => differenceOf(a, b)), targets }
+    const { differences, targets } = ruledPairs(count, { width: 24, noise: 0.5, seed })
+    return { differences, targets }
   }
 
   it('finds that active choice needs fewer labels, gives the same figures again, and stops when told', async () => {

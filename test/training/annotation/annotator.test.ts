@@ -25,7 +25,7 @@ afterEach(() => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-const { comparisons, features, targets } = ruledPairs(300)
+const { comparisons, differences, targets } = ruledPairs(300)
 const annotatorOf = (options: Partial<AnnotatorOptions> = {}) => new Annotator({ comparisons, log, ...options })
 const truth = new Map(comparisons.map(({ id }, i) => [id, targets[i] === 1 ? ('first' as const) : ('second' as const)]))
 const answerRightly = (annotator: Annotator, count: number) => {
@@ -87,7 +87,7 @@ describe('the heads behind the screen', () => {
     const annotator = annotatorOf({ onChange: () => changes++ })
     answerRightly(annotator, 7)
     expect(annotator.status).toMatchObject({ order: 'random', agreement: undefined })
-    annotator.learn(features)
+    annotator.learn(differences)
     await annotator.settled()
     answerRightly(annotator, 1) // this one was chosen before
     expect(annotator.status.order).toBe('active')
@@ -105,8 +105,8 @@ describe('the heads behind the screen', () => {
 
   it('leave the order alone where it is to be random', async () => {
     const [active, random] = [annotatorOf(), annotatorOf({ order: 'random' })]
-    active.learn(features)
-    random.learn(features)
+    active.learn(differences)
+    random.learn(differences)
     answerRightly(active, 20)
     await active.settled()
     const shuffled = active.nextRound(20).map(({ id }) => id)

@@ -7,7 +7,7 @@
 import { definePipeline } from 'espalier'
 import { createValence, goldReward } from '../datasets/valence.js'
 
-const valence = createValence({ heldOutRows: 256, trainRows: 1536 })
+const valence = createValence({ heldOutRows: 256 })
 const tuned = { startAdapter: 'stage:sft', reference: 'start' } as const
 
 export default definePipeline({
@@ -19,6 +19,7 @@ export default definePipeline({
       data: { dataset: valence.supervised },
       stage: {
         type: 'sft',
+        maxSteps: 192,
         learningRate: 5e-4,
         schedule: 'cosine',
         warmupSteps: 0.1,
@@ -47,6 +48,8 @@ export default definePipeline({
         rewards: [{ model: 'stage:reward' }],
         value: { rank: 4 },
         lambda: 1,
+        clipRangeValue: 5,
+        numMiniBatches: 4,
         maxSteps: 8,
         promptsPerStep: 128,
         maxCompletionLength: 48,
@@ -54,7 +57,7 @@ export default definePipeline({
         numPpoEpochs: 2,
         klCoefficient: 0.1,
         missingEosPenalty: 0.5,
-        learningRate: 4e-4,
+        learningRate: 1.55e-4,
         schedule: 'cosine',
         microBatchSize: 8,
       },
@@ -72,7 +75,7 @@ export default definePipeline({
         numGenerations: 8,
         maxCompletionLength: 48,
         numMiniBatches: 2,
-        learningRate: 2.5e-4,
+        learningRate: 2.8e-4,
         schedule: 'cosine',
         microBatchSize: 8,
       },
@@ -82,6 +85,7 @@ export default definePipeline({
       stage: {
         type: 'dpo',
         ...tuned,
+        maxSteps: 128,
         learningRate: 2e-4,
         schedule: 'cosine',
         warmupSteps: 0.1,

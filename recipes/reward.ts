@@ -8,7 +8,7 @@ export default defineRecipe({
   name: 'reward',
   base: 'smollm2-135m-instruct',
   adapter: { rank: 16, alpha: 32 },
-  data: { dataset: createValence({ heldOutRows: 640 }).preferences },
+  data: { dataset: createValence({ heldOutRows: 868 }).preferences },
   stage: {
     type: 'reward',
     learningRate: 5e-4,

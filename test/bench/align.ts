@@ -47,34 +47,40 @@ async function measure(
   prompts: readonly string[],
   goldReward: (text: string) => number,
 ): Promise<Measured> {
+  const { tokenizer } = model
   const texts: string[] = []
-  const completions: { completionIds: Int32Array }[] = []
+  /** Tokens of the text, and with the one that ended it: whether to end is a decision of the policy like any other. */
+  const completions: { completionIds: Int32Array; withEnd: Int32Array }[] = []
   const requests = prompts.map((text) => ({ text }))
-  for await (const { index, text, tokenIds } of model.generateMany(requests, {
+  for await (const { index, text, tokenIds, finishReason } of model.generateMany(requests, {
     adapter,
     temperature: 1,
     maxNewTokens,
     seed: 1,
   })) {
     texts[index] = text
-    completions[index] = { completionIds: Int32Array.from(tokenIds) }
+    const ended = finishReason === 'stop' ? [tokenizer.eosId!] : []
+    completions[index] = {
+      completionIds: Int32Array.from(tokenIds),
+      withEnd: Int32Array.from([...tokenIds, ...ended]),
+    }
   }
-  const { tokenizer } = model
-  const rows = prompts.flatMap((prompt, i) => {
-    const own = completions[i]!.completionIds
-    if (own.length === 0) return [] // an empty completion has no token to measure
-    const before = Int32Array.from(tokenizer.encode(prompt))
-    return [{ inputIds: [...before, ...own], labels: [...before.map(() => -100), ...own] }]
-  })
   /** Log-probabilities of all tokens of all completions. */
-  const logps = async (of: string | null) =>
-    (await model.logps(rows, { adapter: of })).reduce(
+  const logps = async (of: string | null, idsOf: (completion: (typeof completions)[number]) => Int32Array) => {
+    const rows = prompts.flatMap((prompt, i) => {
+      const ids = idsOf(completions[i]!)
+      if (ids.length === 0) return [] // an empty completion has no token to measure
+      const before = tokenizer.encode(prompt)
+      return [{ inputIds: [...before, ...ids], labels: [...Array.from(before, () => -100), ...ids] }]
+    })
+    return (await model.logps(rows, { adapter: of })).reduce(
       (total, { nll, tokens }) => ({ logp: total.logp - nll, tokens: total.tokens + tokens }),
       { logp: 0, tokens: 0 },
     )
-  const own = await logps(adapter)
-  const reference = await logps('sft')
-  const base = await logps(null)
+  }
+  const own = await logps(adapter, ({ withEnd }) => withEnd)
+  const reference = await logps('sft', ({ withEnd }) => withEnd)
+  const base = await logps(null, ({ completionIds }) => completionIds)
   return {
     rewards: texts.map(goldReward),
     klPerToken: (own.logp - reference.logp) / own.tokens,

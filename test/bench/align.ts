@@ -28,13 +28,6 @@ interface Measured {
   basePerplexity: number
 }
 
-interface Valence {
-  goldReward(text: string): number
-  createValence(options: { heldOutRows: number }): {
-    prompts: { load(context: object): Promise<{ heldOut?: Iterable<{ prompt: string }> }> }
-  }
-}
-
 const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length
 const deviation = (values: readonly number[]) => {
   const average = mean(values)
@@ -93,7 +86,7 @@ async function measure(
 const winRate = (ours: readonly number[], theirs: readonly number[]) =>
   mean(ours.map((own, i) => (own > theirs[i]! ? 1 : own === theirs[i] ? 0.5 : 0)))
 
-async function runSeed(seed: number, folder: string, valence: Valence) {
+async function runSeed(seed: number, folder: string, goldReward: (text: string) => number) {
   const names = ['sft', 'reward', 'ppo', 'grpo', 'dpo']
   const recipe = await loadRecipeFile(recipePath, { set: names.map((name) => `stages.${name}.stage.seed=${seed}`) })
   if (!isPipeline(recipe)) throw new Error(`${recipePath} is not a recipe of several stages`)
@@ -110,12 +103,12 @@ async function runSeed(seed: number, folder: string, valence: Valence) {
   const model = await openModel({ base: String(recipe.base) })
   try {
     const prompts: string[] = []
-    const { heldOut } = await valence.createValence({ heldOutRows: 256 }).prompts.load({ seed, log: () => {} })
-    for await (const { prompt } of heldOut ?? []) prompts.push(prompt)
+    const { heldOut } = await recipe.stages.ppo!.data!.dataset!.load({ seed, log: () => {} })
+    for await (const { prompt } of heldOut ?? []) prompts.push(String(prompt))
     const measured: Record<string, Measured> = {}
     for (const name of ['sft', 'ppo', 'grpo', 'dpo']) {
       await model.loadAdapter(name, result.stages[name]!.adapter!)
-      measured[name] = await measure(model, name, prompts, valence.goldReward)
+      measured[name] = await measure(model, name, prompts, goldReward)
     }
     const sft = measured.sft!
     const online = (name: string) => {
@@ -165,11 +158,11 @@ export async function benchAlign(argv: string[]): Promise<Record<string, unknown
   if (!Number.isInteger(seeds) || seeds < 1) throw new Error(`--seeds ${values.seeds}: give a whole number from 1`)
   const folder = values['run-dir'] ?? mkdtempSync(join(tmpdir(), 'espalier-align-'))
   process.stderr.write(`[align] in ${folder}\n`)
-  const valence = (await import(
-    pathToFileURL(join(packageRoot(), 'dist', 'datasets', 'valence.js')).href
-  )) as unknown as Valence
+  const { goldReward } = (await import(pathToFileURL(join(packageRoot(), 'dist', 'datasets', 'valence.js')).href)) as {
+    goldReward(text: string): number
+  }
   const results: Awaited<ReturnType<typeof runSeed>>[] = []
-  for (let seed = 0; seed < seeds; seed++) results.push(await runSeed(seed, folder, valence))
+  for (let seed = 0; seed < seeds; seed++) results.push(await runSeed(seed, folder, goldReward))
   return {
     judge: 'goldReward of datasets/valence.ts, a rule',
     seeds,

@@ -70,12 +70,6 @@ inline const char* checkHeads(const AttentionOptions& o, const Tensor& q, const 
   return nullptr;
 }
 
-/// c (= or +=) tile . panel, kept out of line: inlined into a large function, its accumulators lose their registers.
-template <class A, int NV, bool accumulate>
-__attribute__((noinline)) void multiplyApart(const uint32_t* tile, const uint32_t* panel, int64_t steps, float* c) {
-  multiplyTile<A, 1, NV>(tile, 0, kTileRows, panel, steps, c, accumulate);
-}
-
 /// Packed shapes of one head. Scores are products with keys as rows and queries as lanes, so a softmax runs down the
 /// lanes and needs no sum across them.
 template <class A> struct HeadShape {
@@ -118,20 +112,19 @@ template <class A> struct HeadShape {
   /// c[key][kAttentionPanel] = keys . queries for the first n keys (whole tiles).
   void scores(const uint32_t* keys, const uint32_t* queries, int64_t n, float* c) const {
     for (int64_t t = 0; t * kTileRows < n; t++)
-      multiplyApart<A, kAttentionVectors, false>(keys + t * tile, queries, steps, c + t * kTileRows * kAttentionPanel);
+      multiplyTile<A>(keys + t * tile, queries, kAttentionVectors, steps, c + t * kTileRows * kAttentionPanel);
   }
   /// sums[Dh][kAttentionPanel] += columns . weights over the first n steps of a block.
   void addTransposed(const uint32_t* columns, const uint32_t* weights, int64_t n, float* sums) const {
     for (int64_t t = 0; t * kTileRows < dim; t++)
-      multiplyApart<A, kAttentionVectors, true>(columns + t * blockTile, weights, n, sums + t * kTileRows * kAttentionPanel);
+      multiplyTile<A>(columns + t * blockTile, weights, kAttentionVectors, n, sums + t * kTileRows * kAttentionPanel, true);
   }
   /// Columns [c, c + kHeadPanel) of a tile's sums, [panel of Dh][kTileRows][width], += rows . down over steps
   /// [first, last) of a block.
   void addRows(const uint32_t* rows, const uint32_t* down, int64_t c, int64_t first, int64_t last, float* sums) const {
     const int nv = vectorsOf(c);
     const uint32_t *panel = down + c * blockSteps + first * nv * kLanes, *from = rows + first * kTileRows;
-    if (nv == 2) multiplyApart<A, 2, true>(from, panel, last - first, sums + c * kTileRows);
-    else multiplyApart<A, 1, true>(from, panel, last - first, sums + c * kTileRows);
+    multiplyTile<A>(from, panel, nv, last - first, sums + c * kTileRows, true);
   }
   int64_t tileSums() const { return roundUp(dim, kLanes) * kTileRows; }
 

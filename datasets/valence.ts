@@ -226,16 +226,17 @@ async function split(cut: Cut, seed: number): Promise<Split> {
 }
 
 /**
- * Passages of State of the Union addresses: an opening of 12 to 24 words (13 to 40 tokens of SmolLM2, mean 21) and how it went on,
- * 20 to 34 words up to the end of a sentence (21 to 61 tokens, mean 31). Every fifth address is held out, so that no passage, and no
- * near-duplicate of one, is on both sides. Plain text, not a conversation: a small instruction-tuned base continues a text that it
+ * Passages of State of the Union addresses: an opening of `promptWords` (by default 13 to 40 tokens of SmolLM2, mean 21) and how it
+ * went on, `completionWords` up to the end of a sentence (by default 21 to 61 tokens, mean 31). Every fifth address is held out, so
+ * that no passage, and no near-duplicate of one, is on both sides. Plain text, not a conversation: a small instruction-tuned base continues a text that it
  * is given far better than it obeys a wish for tone, and as every completion ends a sentence, a model tuned on them learns to stop.
  *
  * In a preference pair one completion is the passage's own and the other stands in another address, of like length and alike in
  * whether it begins a sentence; goldReward says which is chosen. In each split, and in every prefix of it that four divides,
  * exactly 0.500 of the pairs choose the own continuation and exactly 0.500 the longer one, in characters, independently of each
- * other: neither fluency nor length tells the answer. (In tokens of SmolLM2 the chosen one is longer in 0.42 and shorter in 0.48 of
- * the pairs, by 0.4 tokens in the mean: unpleasant words are rarer ones.) There are about 6,000 passages and 3,100 pairs to train on.
+ * other: neither fluency nor length tells the answer. (With the defaults the chosen one is, in tokens of SmolLM2, longer in 0.42 and
+ * shorter in 0.48 of the pairs, by 0.4 tokens in the mean: unpleasant words are rarer ones; and there are about 6,000 passages and
+ * 3,100 pairs to train on.)
  */
 export function createValence(options: ValenceOptions = {}): Valence {
   const { heldOutRows = 320, trainRows = Number.POSITIVE_INFINITY, minMargin = 0.3 } = options

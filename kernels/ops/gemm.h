@@ -144,8 +144,8 @@ inline void packAlong(const T* x, int64_t ld, int64_t k, int64_t columns, int nv
 /// step * stepStride + i % kTileRows]; packed tiles have stepStride kTileRows. Never inlined: in a caller that keeps
 /// values of its own, accumulators go to the stack, and a product takes twice as long.
 template <class A, int T, int NV>
-__attribute__((noinline)) void multiplyTile(const uint32_t* a, int64_t tileStride, int64_t stepStride, const uint32_t* b, int64_t steps, float* c,
-                         bool accumulate) {
+__attribute__((noinline)) void multiplyTile(const uint32_t* a, int64_t tileStride, int64_t stepStride, const uint32_t* b, int64_t steps,
+                                            float* c, bool accumulate) {
   constexpr int kRows = T * kTileRows;
   Vec sum[kRows][NV];
 #pragma GCC unroll 16

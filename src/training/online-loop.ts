@@ -32,6 +32,8 @@ export interface MiniBatchResult {
 export interface OnlineMethod {
   /** The models that are trained, the policy first. */
   readonly programs: Readonly<Record<string, LiveProgram>>
+  /** What the learning rate is multiplied by for a model; 1 where it is not named. */
+  readonly rateFactors?: Readonly<Record<string, number>>
   readonly needsReference: boolean
   /** Of the value model, where there is one. */
   readonly value?: LiveProgram | undefined
@@ -306,7 +308,11 @@ export async function trainOnline(options: OnlineLoopOptions): Promise<OnlineLoo
         online.updates++
         count++
         for (const [name, program] of Object.entries(method.programs)) {
-          const { gradNorm: norm } = await program.update({ ...options.optimizer, learningRate, step: online.updates })
+          const { gradNorm: norm } = await program.update({
+            ...options.optimizer,
+            learningRate: learningRate * (method.rateFactors?.[name] ?? 1),
+            step: online.updates,
+          })
           if (!Number.isFinite(norm)) throw notFinite(step, name, program, batch, miniBatch)
           if (program === policy) gradNorm = norm
         }

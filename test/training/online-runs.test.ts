@@ -130,6 +130,20 @@ describe.each(stages)('%s killed without warning', (type) => {
   })
 })
 
+describe('the values of ppo', () => {
+  it('are trained at a rate of their own, which is the policy’s where none is given', async () => {
+    const stage = { maxSteps: 2, schedule: { type: 'constant' }, missingEosPenalty: 1 }
+    const at = (rate?: number) =>
+      runTiny(place, recipeOf('ppo', { ...stage, value: rate === undefined ? {} : { learningRate: rate } }))
+    const [without, same, slower] = [await at(), await at(5e-3), await at(1e-3)]
+    expect(adapterFile(same.runDir).equals(adapterFile(without.runDir))).toBe(true)
+    const values = ({ steps }: typeof slower) => steps.map(({ metrics }) => Math.abs(metrics!['values/mean']!))
+    expect(values(slower)[0]).toBe(0) // the first step's are those of a fresh head, whatever the rate
+    expect(values(slower)[1]).toBeGreaterThan(0)
+    expect(values(slower)[1]).toBeLessThan(values(without)[1]! / 2)
+  })
+})
+
 describe('a reward model', () => {
   let model: string
   beforeAll(async () => {

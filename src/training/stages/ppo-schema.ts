@@ -37,6 +37,11 @@ export const ppoSchema = z
       .strictObject({
         startAdapter: z.string().min(1).optional().describe('a reward model to start from: a folder, or stage:NAME'),
         rank: count.optional().describe('of a fresh adapter; default that of the policy'),
+        learningRate: z
+          .number()
+          .positive()
+          .optional()
+          .describe('of the value model, on the same schedule; default that of the policy'),
       })
       .prefault({}),
     learningRate: z.number().positive().default(1e-5),

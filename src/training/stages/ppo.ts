@@ -129,9 +129,10 @@ function methodOf(
   value: LiveProgram,
   weights: readonly number[],
 ): OnlineMethod {
-  const { adaptiveKl } = options
+  const { adaptiveKl, learningRate } = options
   return {
     programs: { policy, value },
+    rateFactors: { value: (options.value.learningRate ?? learningRate) / learningRate },
     needsReference: true,
     value,
     plan: (batch, { klCoefficient }) => planUpdates(batch, weights, options, klCoefficient),

@@ -70,7 +70,10 @@ export interface TextOptions extends SamplingOptions {
 }
 
 export interface ManyOptions extends TextOptions {
-  /** Samples of every prompt; sample k draws with `seed + k`. Default 1. */
+  /**
+   * Samples of every prompt. Default 1. Sample k of prompt i draws with the seed `seed + i·n + k`: with one seed for all,
+   * prompts of the same length would draw the same noise for the same token, and be no independent samples.
+   */
   readonly n?: number
 }
 
@@ -382,7 +385,7 @@ export class LanguageModel {
     const prepared: { request: EngineRequest; release(): void }[] = []
     try {
       for (const { index, sample } of places) {
-        const made = await this.#request(prompts[index]!, { ...rest, seed: (rest.seed ?? 0) + sample })
+        const made = await this.#request(prompts[index]!, { ...rest, seed: (rest.seed ?? 0) + index * n + sample })
         prepared.push(made)
         const { length } = made.request.promptIds
         if (length === 0 || length >= this.engine.maxSequenceTokens)

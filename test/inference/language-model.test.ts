@@ -125,10 +125,17 @@ describe('generateMany', () => {
     for await (const result of model.generateMany(prompts, { ...sampled, n: 2 })) found.push(result)
     expect(found).toHaveLength(6)
     for (const { index, sample, tokenIds } of found) {
-      const alone = await model.generate(prompts[index]!, { ...sampled, seed: sampled.seed + sample }).result
+      const seed = sampled.seed + index * 2 + sample
+      const alone = await model.generate(prompts[index]!, { ...sampled, seed }).result
       expect(tokenIds).toEqual(alone.tokenIds)
     }
     expect(new Set(found.map(({ index, sample }) => `${index}.${sample}`)).size).toBe(6)
+  })
+
+  it('draws apart for prompts that are alike', async () => {
+    const texts: string[] = []
+    for await (const { text } of model.generateMany(Array(4).fill('red'), sampled)) texts.push(text)
+    expect(new Set(texts).size).toBe(4)
   })
 
   it('names the prompt that is too long, and leaves nothing running when left early', async () => {

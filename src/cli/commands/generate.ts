@@ -95,7 +95,11 @@ export const generate = defineCommand({
       nargs: 1,
       describe: 'a text that ends the answer and is left out (repeatable)',
     },
-    n: { type: 'number', default: 1, describe: 'samples of every prompt, with seeds from --seed on' },
+    n: {
+      type: 'number',
+      default: 1,
+      describe: 'samples of every prompt; each sample has its own seed, from --seed on',
+    },
     schema: { type: 'string', conflicts: 'regex', describe: 'a JSON schema file; the answer is JSON that fits it' },
     regex: { type: 'string', nargs: 1, describe: 'the answer matches this expression as a whole' },
     'top-logps': {

@@ -3,24 +3,28 @@
 // supervised adapter: PPO by the reward model, GRPO by the rule itself, DPO by the pairs. The preference is a rule over real
 // text, the valence of a published word list (datasets/valence.ts), never a person's.
 // Run it with: npx espalier run recipes/align.ts
-// Half an hour and more on two quiet cores, 0.9 GB. Run again, it skips the stages that are finished.
+// About ten minutes on two quiet cores with AVX512-BF16, four times as long with AVX2, 0.9 GB. Run again, it skips
+// the stages that are finished.
 import { definePipeline } from 'espalier'
 import { createValence, goldReward } from '../datasets/valence.js'
 
-const valence = createValence({ heldOutRows: 256 })
+// Short openings: every pass over a completion reads its prompt too.
+const valence = createValence({ heldOutRows: 256, promptWords: { least: 6, most: 14 } })
 const tuned = { startAdapter: 'stage:sft', reference: 'start' } as const
+/** What a valence is has to do with meaning: the lowest layers stay as they are, and no gradient has to get there. */
+const layersToTransform = Array.from({ length: 22 }, (_, i) => 8 + i)
 
 export default definePipeline({
   name: 'align',
   base: 'smollm2-135m-instruct',
-  adapter: { rank: 16, alpha: 32 },
+  adapter: { rank: 16, alpha: 32, layersToTransform },
   stages: {
     sft: {
       data: { dataset: valence.supervised },
       stage: {
         type: 'sft',
-        maxSteps: 192,
-        learningRate: 5e-4,
+        maxSteps: 96,
+        learningRate: 6e-4,
         schedule: 'cosine',
         warmupSteps: 0.1,
         maxLength: 128,
@@ -32,11 +36,13 @@ export default definePipeline({
       stage: {
         type: 'reward',
         startAdapter: 'stage:sft',
-        learningRate: 5e-4,
+        maxSteps: 224,
+        learningRate: 8e-4,
         schedule: 'cosine',
         warmupSteps: 0.1,
         maxLength: 128,
         microBatchSize: 8,
+        useMargin: true, // by how much the one is better: the rewards that PPO climbs are on the rule's scale
         centerRewardsCoefficient: 0.01,
       },
     },
@@ -46,20 +52,21 @@ export default definePipeline({
         type: 'ppo',
         ...tuned,
         rewards: [{ model: 'stage:reward' }],
-        value: { rank: 4 },
+        // Values begin at zero and have seven steps to learn what the reward model sees.
+        value: { rank: 4, learningRate: 1e-3 },
         lambda: 1,
-        clipRangeValue: 5, // the reward deviates by 1.5: steps of 0.2 would not get the values there
+        clipRangeValue: 5, // the reward deviates by 2: steps of 0.2 would not get the values there
         numMiniBatches: 4,
-        maxSteps: 8,
+        maxSteps: 7,
         promptsPerStep: 128,
         maxCompletionLength: 48,
         temperature: 1,
         numPpoEpochs: 2,
-        klCoefficient: 0.1,
+        klCoefficient: 0.2,
         missingEosPenalty: 0.5,
-        learningRate: 1.42e-4,
+        learningRate: 1.6e-4,
         schedule: 'cosine',
-        microBatchSize: 8,
+        microBatchSize: 16,
       },
     },
     grpo: {
@@ -69,15 +76,17 @@ export default definePipeline({
         ...tuned,
         rewards: [{ name: 'valence', function: ({ completion }) => goldReward(completion) }],
         loss: 'dr_grpo',
+        scaleRewards: 'batch', // the deviation of four is too rough to divide by
         beta: 0.1,
-        maxSteps: 12,
-        promptsPerStep: 16,
-        numGenerations: 8,
+        maxSteps: 7,
+        promptsPerStep: 32,
+        numGenerations: 4,
         maxCompletionLength: 48,
-        numMiniBatches: 2,
-        learningRate: 2.8e-4,
+        numIterations: 2,
+        numMiniBatches: 4,
+        learningRate: 2.2e-4,
         schedule: 'cosine',
-        microBatchSize: 8,
+        microBatchSize: 16,
       },
     },
     dpo: {
@@ -85,12 +94,13 @@ export default definePipeline({
       stage: {
         type: 'dpo',
         ...tuned,
-        maxSteps: 128,
-        learningRate: 2e-4,
+        maxSteps: 96,
+        learningRate: 3e-4,
         schedule: 'cosine',
         warmupSteps: 0.1,
         maxLength: 128,
         microBatchSize: 8,
+        evaluation: { atStart: false }, // the policy is the reference then: the loss is ln 2, the margin 0
       },
     },
   },

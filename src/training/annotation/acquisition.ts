@@ -1,5 +1,5 @@
-// Which pairs to ask about next: those on which the reward heads disagree and are not sure, given that the others of the round will
-// be answered as well.
+// Which pairs to ask about next: those whose answers leave the reward heads most agreed about all the others, given that the rest of
+// the round will be answered as well.
 import type { Judgement, RewardEnsemble } from './reward-ensemble.js'
 import { addScaled, dot } from './vectors.js'
 
@@ -9,13 +9,6 @@ export function answerVariance({ margin, deviation }: Judgement): number {
   const p = 1 / (1 + Math.exp(-moderated))
   return p * (1 - p)
 }
-
-/**
- * What an answer is expected to tell about the reward: the variance of the heads' margins times that of the answer, the first term
- * of the information that a Bernoulli answer gives of its logit (Houlsby et al., "Bayesian active learning for classification and
- * preference learning", 2011).
- */
-export const informativeness = (judgement: Judgement): number => judgement.deviation ** 2 * answerVariance(judgement)
 
 /**
  * The `count` candidates to ask about, most telling first: those whose answers leave the least unsure of all candidates' answers. With

@@ -3,8 +3,8 @@
 // supervised adapter: PPO by the reward model, GRPO by the rule itself, DPO by the pairs. The preference is a rule over real
 // text, the valence of a published word list (datasets/valence.ts), never a person's.
 // Run it with: npx espalier run recipes/align.ts
-// About ten minutes on two quiet cores with AVX512-BF16, four times as long with AVX2, 0.9 GB. Run again, it skips
-// the stages that are finished.
+// About nine minutes on two quiet cores with AVX512-BF16, four times as long with AVX2, 0.9 GB. Run again, it skips the stages
+// that are finished.
 import { definePipeline } from 'espalier'
 import { createValence, goldReward } from '../datasets/valence.js'
 

@@ -38,7 +38,8 @@ export function chooseRound(ensemble: RewardEnsemble, differences: readonly Floa
     (answer * dot(spread, common)) / (1 + answer * variance)
   const chosen: number[] = []
   while (chosen.length < count && left.length > 0) {
-    const best = left.reduce((most, candidate, i) => (score(candidate) > score(left[most]!) ? i : most), 0)
+    const scores = left.map(score)
+    const best = scores.reduce((most, value, i) => (value > scores[most]! ? i : most), 0)
     const [taken] = left.splice(best, 1)
     const { index, spread, common, variance, answer } = taken!
     chosen.push(index)
